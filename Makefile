@@ -1,0 +1,56 @@
+# Every target works on a fresh machine with Python 3.11 or newer: it makes .venv and installs what it needs.
+PYTHON ?= python3
+METHOD ?= cppo
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip install --quiet --constraint constraints.txt
+# two math threads beat four on a small model; one setting for all keeps numbers comparable
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test lab lint notebooks exercises e2e clean
+
+# numbers and asserts are checked, pictures are not; CPPO_FAST shortens training; stubs of exercises are left out
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/notebooks/sanitize.cfg
+NBCONVERT := $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False
+COURSE := $(sort $(wildcard notebooks/0*.ipynb) $(wildcard notebooks/exercises/solutions/*.ipynb))
+
+demo: $(VENV)/.base  ## train the tiny VLM with CPPO on the CPU (METHOD=grpo for the baseline)
+	HF_HUB_OFFLINE=1 $(RUN) -m cppo_ref demo --method $(METHOD)
+
+test: $(VENV)/.dev lint  ## everything that CI runs
+	$(RUN) -m pytest
+	CPPO_FAST=1 HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(RUN) -m pytest $(NBVAL) notebooks/
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+lab: $(VENV)/.dev  ## open the course
+	$(VENV)/bin/jupyter lab notebooks
+
+notebooks: $(VENV)/.dev  ## run the course and the solutions again, one after the other, and keep their outputs
+	set -e; for notebook in $(COURSE); do HF_HUB_OFFLINE=1 $(NBCONVERT) $$notebook; done
+
+exercises: $(VENV)/.dev  ## make the students' notebooks from the solutions
+	$(RUN) scripts/make_exercises.py
+
+e2e: $(VENV)/.e2e  ## run notebooks in JupyterLab in a real browser (NOTEBOOKS="a.ipynb b.ipynb"; default: all)
+	$(RUN) tests/e2e/run_notebooks.py $(NOTEBOOKS)
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) --editable ".[dev,notebooks]"
+	touch $@
+
+$(VENV)/.e2e: $(VENV)/.dev
+	$(PIP) --editable ".[e2e,notebooks]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache build

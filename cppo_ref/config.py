@@ -1,0 +1,202 @@
+"""Every setting of a run, with its meaning, the paper's value and where that value comes from."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cppo_ref.cpl import Estimator
+from cppo_ref.grpo import Aggregation
+from cppo_ref.perception import Ranking
+from cppo_ref.perturbations import PRESERVING, REMOVING
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message is one sentence that names it, what was expected and what to do."""
+
+
+def setting(default: Any, meaning: str) -> Any:
+    """A dataclass field with its help text; list defaults are copied."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": meaning})
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass(frozen=True)
+class CPPOConfig:
+    """A training run. "Authors" means github.com/vbdi/cppo, verl recipe, unless AReaL is named."""
+
+    # what is trained, on what
+    model: str = setting("tiny", 'VLM: "tiny", a local folder or a Hub name (paper: Qwen2.5-VL-3B/7B)')
+    quantize: Literal["nf4", "none"] = setting("nf4", "4-bit language model (QLoRA) or none (paper: none, full fine-tune)")
+    lora_rank: int = setting(16, "rank of the adapters (paper: none)")
+    lora_alpha: int = setting(32, "adapters are scaled by alpha / rank (paper: none)")
+    lora_scope: Literal["all", "language", "vision"] = setting("all", "where adapters sit (paper: everything trains)")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "compute dtype; auto suits the device")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes the GPU if there is one")
+    data: str = setting("shapes", '"shapes", a .parquet/.jsonl file, or a Hub dataset (paper: ViRL39K)')
+    level: Literal["easy", "hard"] = setting("easy", "difficulty of the shape world: 3×3, or 4×4 with two colours asked")
+    seed: int = setting(0, "seeds adapters, data order, sampling and views (paper: one unseeded run)")
+
+    # rollouts
+    steps: int = setting(80, "rollout batches (paper: 2 epochs)")
+    prompts_per_step: int = setting(8, "prompts per rollout batch (paper: 512)")
+    group_size: int = setting(8, "completions per prompt, G (paper: 5; AReaL: 4)")
+    max_new_tokens: int = setting(32, "longest completion, tokens (paper: 4096; AReaL: 512)")
+    temperature: float = setting(1.0, "sampling temperature; logits are divided by it everywhere (paper: 1)")
+
+    # GRPO
+    advantage_scale: Literal["std", "none"] = setting("std", "divide advantages by the group's std, or not (paper: std)")
+    clip_low: float = setting(0.2, "lower clip of the ratio, ε (paper: 0.2; AReaL: 0.4)")
+    clip_high: float = setting(0.2, "upper clip of the ratio, ε (paper: 0.2; AReaL: 0.4)")
+    kl_weight: float = setting(0.01, "β, weight of the KL to the reference (paper: 0.01; AReaL: 0)")
+    aggregation: Literal["token", "sequence", "constant"] = setting("token", "how token losses add up (authors: token)")
+
+    # CPL
+    cpl_weight: float = setting(0.01, "λ, weight of the perception loss; 0 is plain GRPO (paper: 0.01)")
+    tau: float = setting(0.1, "τ, temperature of the contrast, nats (paper: 0.1)")
+    top_fraction: float = setting(0.5, "share of tokens with ΔH > 0 that count as perception (paper: 0.5)")
+    ranking: Ranking = setting("absolute", "rank by ΔH or by ΔH/H⁻ (paper's words: absolute; authors: normalized)")
+    kl_estimator: Estimator = setting("exact", "KL between views (paper: distributions; authors: k3; AReaL: k1)")
+    detach_anchor: bool = setting(True, "no CPL gradient through the original view (authors: False)")
+    advantage_gate: bool = setting(True, "CPL only on rows with A > 0 (paper: yes)")
+    preserving: list[str] = setting(["color_jitter", "perspective", "rotation"], "list that I⁺ is drawn from (authors: these)")
+    removing: list[str] = setting(["noise_patches"], "list that I⁻ is drawn from (authors: noise_patches zoom_crop)")
+    preserving_strength: float = setting(1.0, "departure of I⁺ from the image, 1 is the authors' (authors: 1)")
+    removing_strength: float = setting(1.0, "departure of I⁻ from the image, 1 is the authors' (authors: 1)")
+
+    # optimizer
+    learning_rate: float = setting(3e-4, "AdamW step size for adapters (paper: 1e-6, full fine-tune)")
+    warmup_steps: int = setting(0, "linear warm-up, steps, then constant (paper: not stated)")
+    weight_decay: float = setting(0.0, "AdamW weight decay on adapters")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm (authors: 1.0)")
+    num_minibatches: int = setting(1, "optimizer updates per rollout batch and epoch; > 1 is off-policy (paper: 8)")
+    num_epochs: int = setting(1, "passes over a rollout batch; > 1 is off-policy (paper: 1)")
+    micro_batch_size: int = setting(64, "rows per forward; changes memory, never the gradient")
+
+    # the run folder
+    output: str = setting("runs/cppo", "run folder")
+    save_every: int = setting(20, "steps between checkpoints, each with a validation of eval_rows")
+    keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best on validation")
+    eval_rows: int = setting(32, "validation images per checkpoint, 4 completions each; 0: no validation, no best")
+    trackers: list[str] = setting([], "any of tensorboard, trackio, wandb")
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value, like = getattr(self, f.name), f.default_factory() if callable(f.default_factory) else f.default
+            if not _fits(value, like):
+                raise InputError(f"{f.name} is {value!r}, expected {_KINDS[type(like)]}")
+        for name, ok, expected in self._checks():
+            if not ok:
+                raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+    def _checks(self) -> list[tuple[str, bool, str]]:
+        positive = ["steps", "prompts_per_step", "max_new_tokens", "temperature", "tau", "learning_rate", "max_grad_norm"]
+        positive += ["num_minibatches", "num_epochs", "micro_batch_size", "save_every", "keep_checkpoints"]
+        positive += ["lora_rank", "lora_alpha", "preserving_strength", "removing_strength"]
+        natural = ["kl_weight", "cpl_weight", "warmup_steps", "weight_decay", "eval_rows", "seed"]
+        rows = self.prompts_per_step * self.group_size
+        checks = [(name, getattr(self, name) > 0, "a number above 0") for name in positive]
+        checks += [(name, getattr(self, name) >= 0, "0 or more") for name in natural]
+        checks += [(f.name, getattr(self, f.name) in _options(f), _listed(_options(f))) for f in _choices(type(self))]
+        return [
+            *checks,
+            ("group_size", self.group_size >= 2, "2 or more: an advantage compares completions of one prompt"),
+            ("top_fraction", 0 < self.top_fraction <= 1, "a share above 0 and at most 1"),
+            ("clip_low", 0 < self.clip_low < 1, "a number between 0 and 1"),
+            ("clip_high", self.clip_high > 0, "a number above 0"),
+            ("num_minibatches", rows % max(self.num_minibatches, 1) == 0, f"a divisor of the {rows} rows of a step"),
+            ("preserving", _names_from(self.preserving, PRESERVING), f"one or more of {_listed(PRESERVING)}"),
+            ("removing", _names_from(self.removing, REMOVING), f"one or more of {_listed(REMOVING)}"),
+            ("trackers", set(self.trackers) <= {"tensorboard", "trackio", "wandb"}, "any of tensorboard, trackio, wandb"),
+        ]
+
+    @property
+    def on_policy(self) -> bool:
+        """One update per rollout batch: every ratio is 1 and nothing is clipped."""
+        return self.num_minibatches == self.num_epochs == 1
+
+    @property
+    def token_aggregation(self) -> Aggregation:
+        """`aggregation` as `grpo.token_weights` takes it; "constant" divides by max_new_tokens."""
+        return ("constant", float(self.max_new_tokens)) if self.aggregation == "constant" else self.aggregation
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of step `step` (from 0): linear warm-up, then constant."""
+        return self.learning_rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as a plain dict."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CPPOConfig":
+        """Build from a dict; an unknown key raises InputError with the nearest name."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise InputError(f"unknown setting {key!r}{_nearest(key, known)}")
+        return cls(**values)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "CPPOConfig":
+        """The settings of a published variant (see PRESETS), with `changes` on top."""
+        if name not in PRESETS:
+            raise InputError(f"preset is {name!r}, expected one of {_listed(PRESETS)}")
+        return cls.from_dict({**PRESETS[name], **changes})
+
+
+_AUTHORS = {"detach_anchor": False, "removing": ["noise_patches", "zoom_crop"]}
+PRESETS: dict[str, dict[str, Any]] = {
+    # the paper's text: exact KL between distributions, largest entropy increase
+    "paper": {**_AUTHORS, "kl_estimator": "exact", "ranking": "absolute"},
+    # the authors' verl recipe
+    "verl": {**_AUTHORS, "kl_estimator": "k3", "ranking": "normalized"},
+    # the authors' AReaL engine: k1, no KL to the reference, wider clip, blur among the preserving views
+    "areal": {
+        **_AUTHORS,
+        "kl_estimator": "k1",
+        "ranking": "normalized",
+        "kl_weight": 0.0,
+        "clip_low": 0.4,
+        "clip_high": 0.4,
+        "preserving": ["color_jitter", "perspective", "rotation", "blur"],
+    },
+    # ours: the defaults above
+    "cppo-ref": {},
+    # the baseline
+    "grpo": {"cpl_weight": 0.0},
+}
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list of names"}
+
+
+def _fits(value: Any, like: Any) -> bool:
+    """Is `value` of the type of the default `like`? A JSON file may hold anything."""
+    if isinstance(value, bool) or isinstance(like, bool):  # to Python, True is a whole number
+        return type(value) is type(like)
+    if isinstance(value, list):
+        return isinstance(like, list) and all(isinstance(name, str) for name in value)
+    return isinstance(value, (int, float) if isinstance(like, float) else type(like))
+
+
+def _choices(cls: type) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(cls) if getattr(f.type, "__origin__", None) is Literal]
+
+
+def _options(f: dataclasses.Field) -> tuple[str, ...]:
+    return f.type.__args__  # type: ignore[union-attr]
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(str(name) for name in names)
+
+
+def _names_from(names: list[str], table: dict) -> bool:
+    return bool(names) and set(names) <= set(table)
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f": did you mean {close[0]!r}?" if close else ": see `python -m cppo_ref train --help`"

@@ -1,0 +1,78 @@
+"""The demonstration: the tiny VLM before and after a short training, as a table and a picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cppo_ref.config import CPPOConfig, setting
+from cppo_ref.evaluation import SplitReport, completion_labels, evaluate_split, sample_answers, split_rows
+from cppo_ref.plots import plot_before_after, plot_training_curves, save_figure
+from cppo_ref.policy import Policy, load_policy, policy_for
+from cppo_ref.training import train
+
+SPLITS = ("test", "test_shift", "test_blank")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Train the tiny VLM for a few minutes and compare it with what it was."""
+
+    method: str = setting("cppo", "cppo, grpo, or the name of a preset")
+    steps: int = setting(80, "training steps")
+    seed: int = setting(0, "seed of everything")
+    images: int = setting(150, "test images per split, 8 completions each")
+    level: str = setting("easy", "easy or hard")
+    output: str = setting("runs/demo", "run folder; a number is added if it is taken")
+
+
+def run_demo(options: DemoOptions) -> Path:
+    """Evaluate, train, evaluate, print the table and save the figures; returns the run folder."""
+    preset = "cppo-ref" if options.method == "cppo" else options.method
+    config = CPPOConfig.preset(
+        preset,
+        steps=options.steps,
+        seed=options.seed,
+        level=options.level,
+        output=str(_free(f"{options.output}-{options.method}")),
+    )
+    rows = {split: split_rows(split, options.level, options.images) for split in SPLITS}
+    print(f"1/3  the policy before training: {len(rows['test'])} images per split, 8 completions each")
+    base = policy_for(config)
+    before = {split: evaluate_split(base, rows[split], seed=options.seed) for split in SPLITS}
+    print(f"2/3  training with {preset}: NF4 QLoRA, {config.steps} steps of {config.prompts_per_step}×{config.group_size}")
+    result = train(config)
+    print("3/3  the policy after training")
+    trained = load_policy(config.model, adapter=str(result.adapter))
+    after = {split: evaluate_split(trained, rows[split], seed=options.seed) for split in SPLITS}
+    print(before_after_table(before, after))
+    examples = [_example(row, {"before": base, "after": trained}) for row in (rows["test"][:1] + rows["test_shift"][:2])]
+    figure = save_figure(
+        plot_before_after(before, after, examples, f"{options.method} after"), result.output / "before_after.png"
+    )
+    curves = save_figure(plot_training_curves({options.method: result.history}), result.output / "curves.png")
+    print(f"\nfigures: {figure}, {curves}\nadapter: {result.adapter}")
+    return result.output
+
+
+def before_after_table(before: dict[str, SplitReport], after: dict[str, SplitReport]) -> str:
+    """avg@k with its 95 % interval and perception accuracy of each split, before and after, as text."""
+    samples = before["test"].samples
+    lines = [f"\n{'images':<12}{f'avg@{samples} before':<24}{f'avg@{samples} after':<24}{'perception before → after'}"]
+    for split, old in before.items():
+        new = after[split]
+        lines.append(f"{split:<12}{old.avg_at_k!s:<24}{new.avg_at_k!s:<24}{old.perception:.3f} → {new.perception:.3f}")
+    return "\n".join(lines)
+
+
+def _example(row: dict[str, Any], policies: dict[str, Policy]) -> tuple[Any, dict[str, Any]]:
+    completions = {name: sample_answers(policy, [row], samples=1, seed=3)[0] for name, policy in policies.items()}
+    return row["image"], {name: completion_labels(policies[name], rollouts)[0] for name, rollouts in completions.items()}
+
+
+def _free(folder: str) -> Path:
+    """`folder`, or the first of folder-2, folder-3, … that does not exist."""
+    path, number = Path(folder), 1
+    while path.exists():
+        number += 1
+        path = Path(f"{folder}-{number}")
+    return path

@@ -1,0 +1,188 @@
+"""Graders of exercises 03: a removing view, a preserving view, and what a view covers."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cppo_ref.grading.grader import Case, Function, grade, grade_by_symptoms
+
+
+def _plain(color: int | tuple[int, int, int], width: int = 40, height: int = 20) -> Image.Image:
+    color = (color, color, color) if isinstance(color, int) else color
+    return Image.new("RGB", (width, height), color)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def _returns_no_image(function: Function, options: tuple) -> bool:
+    result = function(_plain(200), np.random.default_rng(0), *options)
+    return not isinstance(result, Image.Image) or (result.size, result.mode) != ((40, 20), "RGB")
+
+
+def _paints_on_its_input(function: Function, options: tuple) -> bool:
+    image = _plain(200)
+    for seed in range(3):
+        function(image, np.random.default_rng(seed), *options)
+    return image.tobytes() != _plain(200).tobytes()
+
+
+def _same_seed_differs(function: Function, options: tuple) -> bool:
+    first, second = (function(_plain(200), np.random.default_rng(0), *options).tobytes() for _ in range(2))
+    return first != second
+
+
+def _touches_the_global_generator(function: Function, options: tuple) -> bool:
+    before = repr(np.random.get_state())
+    for seed in range(3):
+        function(_plain(200), np.random.default_rng(seed), *options)
+    return repr(np.random.get_state()) != before
+
+
+def _all_seeds_alike(function: Function, options: tuple) -> bool:
+    views = {function(_plain(200), np.random.default_rng(seed), *options).tobytes() for seed in range(20)}
+    return len(views) == 1
+
+
+def _hidden(function: Function, seed: int, width: int, height: int) -> np.ndarray:
+    """Where the view of a white picture is not white."""
+    return (_pixels(function(_plain(255, width, height), np.random.default_rng(seed))) != 255).any(axis=-1)
+
+
+def _covers_other_than_a_quarter(function: Function) -> bool:
+    return any(_hidden(function, seed, 40, 20).sum() != 200 for seed in range(50))
+
+
+def _turned(function: Function) -> bool:
+    """The covered box is as wide as it should be high, in a picture twice as wide as high, or pushed out of it."""
+    boxes = [_hidden(function, seed, 40, 20) for seed in range(50)]
+    return any((box.any(axis=0).sum(), box.any(axis=1).sum()) == (10, 20) for box in boxes)
+
+
+def _misses_an_edge(function: Function) -> bool:
+    """On 4×4 pixels a 2×2 box has nine places; two hundred seeds must hit the last row and column."""
+    seen = np.any([_hidden(function, seed, 4, 4) for seed in range(200)], axis=0)
+    return not (seen[-1].any() and seen[:, -1].any())
+
+
+def _random_symptoms(*options: Any) -> dict[str, Function]:
+    """What can be wrong with any view; `options` follow (image, rng)."""
+    symptoms = {
+        "it must return a PIL image of the same size and mode": _returns_no_image,
+        "changed in place: it paints on the image that it was given; work on a copy": _paints_on_its_input,
+        "it draws from numpy's global generator or seeds it; draw from `rng` and nothing else": _touches_the_global_generator,
+        "unseeded: two generators with the same seed give two views; draw from `rng` and nothing else": _same_seed_differs,
+        "rng ignored: twenty seeds give one view": _all_seeds_alike,
+    }
+    return {diagnosis: partial(shows, options=options) for diagnosis, shows in symptoms.items()}
+
+
+HIDE_SYMPTOMS = {
+    **_random_symptoms(),
+    "wrong axis: the rectangle's width and height are swapped; numpy's first axis is the height": _turned,
+    "it must cover a quarter of the pixels for every seed: half the width times half the height": _covers_other_than_a_quarter,
+    "off by one: the rectangle never reaches the far edge; rng.integers(n) stops at n − 1": _misses_an_edge,
+}
+
+
+def check_hide_quarter(function: Function) -> None:
+    """Grade hide_quarter(image, rng) -> image with a rectangle of half the width and height hidden at a random place."""
+    grade_by_symptoms(function, HIDE_SYMPTOMS)
+
+
+def _levels(function: Function, value: int, strength: float, seeds: int = 60) -> np.ndarray:
+    """The values [seeds, H, W, 3] of the views of a plain picture."""
+    return np.stack([_pixels(function(_plain(value), np.random.default_rng(seed), strength)) for seed in range(seeds)])
+
+
+def _strength_ignored(function: Function) -> bool:
+    gentle, strong = (float(_levels(function, 100, strength)[:, 0, 0, 0].std()) for strength in (0.2, 1.0))
+    return gentle > 0.5 * strong
+
+
+def _outside(function: Function) -> bool:
+    levels = _levels(function, 100, 1.0)
+    return bool(levels.min() < 49 or levels.max() > 151 or levels.min() > 60 or levels.max() < 140)
+
+
+DIM_SYMPTOMS = {
+    **_random_symptoms(1.0),
+    "noise: every pixel got a factor of its own, which removes information; draw one factor per image": lambda f: bool(
+        _levels(f, 100, 1.0).std(axis=(1, 2)).max() > 1
+    ),
+    "one factor per channel changes the colours that the question asks for; draw one factor per image": lambda f: bool(
+        np.ptp(_levels(f, 100, 1.0), axis=-1).max() > 1
+    ),
+    "wrapped round: a bright pixel came out dark; clip to 0…255 before you go back to uint8": lambda f: bool(
+        _levels(f, 250, 1.0).min() < 100
+    ),
+    "strength ignored: at 0.2 the views must vary less than at 1": _strength_ignored,
+    "at strength 0 the view must be the image": lambda f: bool((_levels(f, 100, 0.0) != 100).any()),
+    "at strength 1 the factor must spread over 0.5…1.5": _outside,
+}
+
+
+def check_dim(function: Function) -> None:
+    """Grade dim(image, rng, strength) -> image, brightness times one factor from 1 ± 0.5 · strength."""
+    grade_by_symptoms(function, DIM_SYMPTOMS)
+
+
+def _painted(boxes: dict[tuple[int, int, int, int], tuple[int, int, int]]) -> Image.Image:
+    """A grey picture of 12 × 12 pixels with boxes (left, top, right, bottom) of other colours."""
+    image = Image.new("RGB", (12, 12), (128, 128, 128))
+    for box, color in boxes.items():
+        image.paste(color, box)
+    return image
+
+
+COVERED_CASES = [
+    Case("the same picture", (_painted({}), _painted({}), 3), torch.zeros(3, 3)),
+    # cells of 4 × 4 pixels: the whole top right one, and half of the bottom left one, black
+    Case(
+        "a cell and a half",
+        (_painted({}), _painted({(8, 0, 12, 4): (0, 0, 0), (0, 8, 2, 12): (0, 0, 0)}), 3),
+        torch.tensor([[0, 0, 1], [0, 0, 0], [0.5, 0, 0]]),
+    ),
+    # cells of 6 × 6 pixels: a quarter (3 × 3) brighter in all channels; another quarter in red only
+    Case(
+        "two quarters",
+        (_painted({}), _painted({(0, 0, 3, 3): (255, 255, 255), (9, 0, 12, 3): (255, 128, 128)}), 2),
+        torch.tensor([[0.25, 0.25], [0, 0]]),
+    ),
+]
+
+
+def _covered(original: Image.Image, view: Image.Image, grid: int, changed: Function | None = None) -> Tensor:
+    a, b = _pixels(original), _pixels(view)
+    share = (a != b).any(axis=-1) if changed is None else changed(a, b)
+    cells = np.asarray(share, dtype=float).reshape(grid, a.shape[0] // grid, grid, a.shape[1] // grid)
+    return torch.tensor(cells.mean(axis=(1, 3)), dtype=torch.float32)
+
+
+COVERED_MISTAKES = {
+    "wrong axis: rows and columns of the grid are swapped": lambda a, b, n: _covered(a, b, n).T,
+    "channels counted one by one: a pixel that changed in red only is a changed pixel; use .any over the channels": partial(
+        _covered, changed=lambda a, b: (a != b).mean(axis=-1)
+    ),
+    "a pixel counts if any channel changed, not only if all did": partial(_covered, changed=lambda a, b: (a != b).all(axis=-1)),
+    "only brighter pixels count for you: compare with !=": partial(_covered, changed=lambda a, b: (b > a).any(axis=-1)),
+    "only darker pixels count for you: compare with !=": partial(_covered, changed=lambda a, b: (b < a).any(axis=-1)),
+    "reversed: this is the share of pixels that stayed": lambda a, b, n: 1 - _covered(a, b, n),
+    "percent: shares go from 0 to 1": lambda a, b, n: 100 * _covered(a, b, n),
+    "divide by the pixels of the cell, not of the picture": lambda a, b, n: _covered(a, b, n) / n**2,
+}
+
+
+def _as_tensor(function: Function, *inputs: Any) -> dict[str, Any]:
+    result = function(*inputs)
+    return {"result": torch.as_tensor(result, dtype=torch.float32) if isinstance(result, np.ndarray) else result}
+
+
+def check_covered_share(function: Function) -> None:
+    """Grade covered_share(original, view, grid) -> [grid, grid] array: the share of changed pixels of every cell."""
+    grade(function, COVERED_CASES, COVERED_MISTAKES, observe=_as_tensor)

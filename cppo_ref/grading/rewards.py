@@ -1,0 +1,139 @@
+"""Graders of exercises 01: boxed answers, the format, a reward that cannot be hacked."""
+
+import re
+from functools import partial
+
+from cppo_ref.grading.grader import Case, Function, grade
+
+BOXED_CASES = [
+    Case("one box", (r"so \boxed{3}",), "3"),
+    Case("no box", ("the answer is 3",), None),
+    Case("two boxes", (r"\boxed{2}, no: \boxed{3}",), "3"),
+    Case("braces inside the box", (r"\boxed{\frac{1}{2}}",), r"\frac{1}{2}"),
+    Case("blanks inside the box", (r"\boxed{ 4 }",), "4"),
+    Case("braces behind the box", (r"\boxed{7} of {a set}",), "7"),
+    Case("a complete box, then one that never closes", (r"\boxed{5} or \boxed{6",), "5"),
+]
+
+
+def _boxes(text: str) -> list[str]:
+    """Every complete box of `text`, braces balanced."""
+    boxes = []
+    for begin in (match.end() for match in re.finditer(r"\\boxed\{", text)):
+        depth = 1
+        for end in range(begin, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                boxes.append(text[begin:end])
+                break
+    return boxes
+
+
+def _last(boxes: list[str]) -> str | None:
+    return boxes[-1].strip() if boxes else None
+
+
+def _newest_opening(text: str) -> str | None:
+    return _last(_boxes(text[max(text.rfind("\\boxed{"), 0) :]))
+
+
+BOXED_MISTAKES = {
+    "you return the first box; the last one counts, for a policy may correct itself": lambda t: _last(_boxes(t)[:1]),
+    "you stop at the first closing brace; the box may hold braces of its own, as in \\boxed{\\frac{1}{2}}": lambda t: _last(
+        re.findall(r"\\boxed\{([^}]*)\}", t)
+    ),
+    "you run to the last brace of the whole text; stop at the one that closes the box": lambda t: _last(
+        re.findall(r"\\boxed\{(.*)\}", t)
+    ),
+    "without a box the result must be None, not an empty string": lambda t: _last(_boxes(t)) or "",
+    "blanks around the answer must go: \\boxed{ 4 } is 4": lambda t: (_boxes(t) or [None])[-1],
+    "the last \\boxed{ never closes, so it is no box: fall back on the last complete one": _newest_opening,
+}
+
+
+def check_extract_boxed(function: Function) -> None:
+    """Grade extract_boxed(text) -> str | None: the content of the last complete box."""
+    grade(function, BOXED_CASES, BOXED_MISTAKES)
+
+
+FORMAT_CASES = [
+    Case("thoughts, then a box", (r"<think> red : 1 </think> \boxed{1}",), 1.0),
+    Case("no thoughts", (r"\boxed{1}",), 0.0),
+    Case("no box", ("<think> red : 1 </think> 1",), 0.0),
+    Case("the box inside the thoughts", (r"<think> \boxed{1} </think> done",), 0.0),
+    Case("words before the thoughts", (r"Sure! <think> red : 1 </think> \boxed{1}",), 0.0),
+    Case("thoughts that never close", (r"<think> red : 1 \boxed{1}",), 0.0),
+    Case("two sets of thoughts", (r"<think> a </think> <think> b </think> \boxed{1}",), 0.0),
+    Case("an empty box", (r"<think> red : 1 </think> \boxed{}",), 0.0),
+    Case("blanks around it all", ("  <think> red : 1 </think> \\boxed{1}\n",), 1.0),
+]
+
+
+def _format(
+    text: str, *, opens: bool = True, once: bool = True, box: bool = True, behind: bool = True, filled: bool = True
+) -> float:
+    """The format reward, with requirements that can be forgotten."""
+    body = text.strip()
+    before, closed, after = body.partition("</think>")
+    begins = body.startswith("<think>") if opens else "<think>" in before
+    single = body.count("<think>") == 1 and body.count("</think>") == 1
+    answer = _last(_boxes(after if behind else body))
+    boxed = answer is not None and (answer != "" or not filled)
+    return float(begins and bool(closed) and (single or not once) and (boxed or not box))
+
+
+FORMAT_MISTAKES = {
+    "a box inside the thoughts counts for you; it must come after </think>": partial(_format, behind=False),
+    "words before <think> pass; the completion must open with it": partial(_format, opens=False),
+    "<think> and </think> may occur once each; yours lets a policy think twice": partial(_format, once=False),
+    "an empty \\boxed{} passes; then a policy earns the format reward without an answer": partial(_format, filled=False),
+    "you never ask for a box": partial(_format, box=False),
+    "reversed: you pay what breaks the format": lambda text: 1.0 - _format(text),
+}
+
+
+def check_format_reward(function: Function) -> None:
+    """Grade format_reward(text) -> 1.0 or 0.0: <think>…</think> once, then a filled box."""
+    grade(function, FORMAT_CASES, FORMAT_MISTAKES)
+
+
+REWARD_CASES = [
+    Case("right and in format", (r"<think> red : 3 </think> \boxed{3}", "3"), 1.0),
+    Case("right, out of format", (r"\boxed{3}", "3"), 0.9),
+    Case("wrong, in format", (r"<think> red : 2 </think> \boxed{2}", "3"), 0.1),
+    Case("nothing", ("", "3"), 0.0),
+    Case("all numbers in the thoughts", (r"<think> 0 1 2 3 4 </think> \boxed{0}", "3"), 0.1),
+    Case("a box for every number", (r"\boxed{0} \boxed{1} \boxed{3} \boxed{4}", "3"), 0.0),
+    Case("13 contains 3", (r"\boxed{13}", "3"), 0.0),
+    Case("an empty box", (r"<think> red </think> \boxed{}", "3"), 0.0),
+    Case("3 is part of 13", (r"\boxed{3}", "13"), 0.0),
+]
+
+
+def _pay(correct: bool, text: str, accuracy: float = 0.9, formatting: float = 0.1) -> float:
+    return accuracy * correct + formatting * _format(text)
+
+
+REWARD_MISTAKES = {
+    "hackable: you look for the answer anywhere in the text, so listing all numbers always wins": lambda text, answer: _pay(
+        answer in text, text
+    ),
+    "hackable: any box may be right, so boxing every number wins; only the last box counts": lambda text, answer: _pay(
+        answer in [box.strip() for box in _boxes(text)], text
+    ),
+    "hackable: you ask whether the box contains the answer, so 13 wins for 3; compare for equality": lambda text, answer: _pay(
+        answer in (_last(_boxes(text)) or ""), text
+    ),
+    "hackable: you ask whether the answer contains the box, so an empty box always wins": lambda text, answer: _pay(
+        _last(_boxes(text)) is not None and (_last(_boxes(text)) or "") in answer, text
+    ),
+    "weights swapped: a right answer is worth 0.9, the format 0.1": lambda text, answer: _pay(
+        _last(_boxes(text)) == answer, text, 0.1, 0.9
+    ),
+    "the format earns nothing: add 0.1 · format_reward": lambda text, answer: 0.9 * (_last(_boxes(text)) == answer),
+}
+
+
+def check_reward(function: Function) -> None:
+    """Grade reward(text, answer) -> 0.9 · correct + 0.1 · format, which no text without the right last box can win."""
+    grade(function, REWARD_CASES, REWARD_MISTAKES)

@@ -1,0 +1,71 @@
+"""What a training step reports, and the clock behind its seconds."""
+
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One step's scalars. Shares are in [0, 1], KL and entropies in nats, seconds in wall time."""
+
+    step: int
+    reward: float  # mean over the B completions
+    accuracy: float  # share of completions with the right boxed answer: the step's own avg@G
+    format: float  # share of completions in the format
+    policy_loss: float  # clipped surrogate, mean over the step's updates
+    kl: float  # k3 to the reference, weighted like the policy loss
+    cpl: float  # contrastive perception loss; 0 when nothing was selected
+    grad_norm: float  # before clipping, mean over the step's updates
+    clip_fraction: float  # share of tokens whose ratio left the clip range
+    updates: int  # optimizer updates; 0 when there was nothing to learn from
+    zero_variance_groups: float  # share of groups whose rewards are all equal
+    gated_rows: int  # completions with A > 0
+    perturbed_rows: int  # completions that went through the perturbed forwards
+    perception_tokens: float  # selected share of the gated rows' completion tokens
+    entropy_shift: float  # mean ΔH over the gated rows' completion tokens
+    completion_tokens: float  # mean completion length
+    truncated: float  # share of completions cut at max_new_tokens
+    learning_rate: float
+    seconds: dict[str, float] = field(default_factory=dict)  # per phase
+
+    def scalars(self) -> dict[str, float]:
+        """All numbers in one flat dict; phases as seconds/NAME."""
+        flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "seconds"}
+        return flat | {f"seconds/{name}": value for name, value in self.seconds.items()}
+
+    def summary(self) -> dict[str, str]:
+        """The few numbers a progress bar shows."""
+        return {
+            "reward": f"{self.reward:.2f}",
+            "avg": f"{self.accuracy:.2f}",
+            "cpl": f"{self.cpl:.2f}",
+            "kl": f"{self.kl:.3f}",
+            "dead": f"{self.zero_variance_groups:.0%}",
+            "s": "/".join(f"{value:.1f}" for value in self.seconds.values()),
+        }
+
+
+class PhaseClock:
+    """Adds up wall seconds per named phase, waiting for the GPU at each boundary."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count the time inside as `phase`."""
+        start = self._now()
+        yield
+        self.seconds[phase] += self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

@@ -1,0 +1,217 @@
+"""Build and pretrain the tiny VLM: a real LlavaForConditionalGeneration of about a million parameters.
+
+It is taught three habits that make it a good subject. It looks: it lists every cell before it counts. It hallucinates: a
+quarter of the cells in its pretraining text are guesses, so at temperature 1 reinforcement learning has something to fix. It
+doubts: occluded and zoom-cropped pictures come with the labels of the clean picture, so that it grows uncertain when the
+evidence is gone. It never sees a preserving shift (jitter, rotation, perspective): that weakness is left for CPPO.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tqdm import tqdm
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from cppo_ref.perturbations import noise_patches, zoom_crop
+from cppo_ref.shapes import CELL_WORDS, IMAGE_SIZE, LEVELS, Level, asked_colors, completion_text, sample_row
+
+PATCH_SIZE = 12  # pixels
+INIT_STD = 0.08  # about 1/√128; the usual 0.02 is meant for thousands of channels, and delayed counting by thousands of steps
+COUNT_WEIGHT = 5.0  # the listing outnumbers the counts and would drown them
+SPECIAL = ("<pad>", "<unk>", "<eos>", "<image>", "<user>", "<assistant>")
+WORDS = ("how", "many", "plus", "shapes", "?", "total", ";", ":", "<think>", "</think>", "\\boxed{", "}")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>"
+    "{% if message['content'] is string %} {{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %} <image>{% else %} {{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %} {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """How the tiny VLM is made; the defaults made the one in data/tiny-vlm."""
+
+    output: str = "runs/tiny-vlm"  # folder for the model; must not exist
+    steps: int = 1800  # optimizer steps
+    batch_size: int = 64  # fresh images per step
+    learning_rate: float = 2e-3  # peak of the one-cycle schedule
+    guess_rate: float = 0.25  # share of listed cells replaced by a uniform guess
+    hard_share: float = 0.4  # share of 4×4 pictures
+    text_share: float = 0.2  # share of steps without pictures, on counting alone
+    seed: int = 0
+
+
+def build_processor() -> LlavaProcessor:
+    """The word-level tokenizer, image processor and chat template of the tiny VLM."""
+    vocabulary = [*SPECIAL, *WORDS, *CELL_WORDS, *(str(n) for n in range(17))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"\?"), "isolated")]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<eos>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    images = CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    return LlavaProcessor(
+        images,
+        fast,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGeneration:
+    """A tiny LLaVA with random weights drawn from `seed`."""
+    tokenizer = processor.tokenizer
+    vision = CLIPVisionConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        initializer_range=INIT_STD,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlavaForConditionalGeneration(config)
+
+
+def corrupt(image, rng: np.random.Generator):
+    """Half of the pictures stay clean, 30 % are occluded by 10–150 noise patches, 20 % zoom-cropped."""
+    kind = rng.random()
+    if kind < 0.5:
+        return image
+    if kind < 0.8:
+        return noise_patches(image, rng, rng.uniform(0.2, 3.0))
+    return zoom_crop(image, rng)
+
+
+def training_example(rng: np.random.Generator, level: Level, guess_rate: float) -> tuple:
+    """(image, question, completion): a share `guess_rate` of the listed cells are guesses, counted without error."""
+    row = sample_row(rng, level)
+    cells = [thing["color"] for thing in row["objects"]]
+    cells = [str(rng.choice(CELL_WORDS)) if rng.random() < guess_rate else cell for cell in cells]
+    return corrupt(row["image"], rng), row["question"], completion_text(cells, asked_colors(row["question"]))
+
+
+def counting_example(rng: np.random.Generator, level: Level) -> tuple:
+    """(no image, question, completion) with colour shares drawn at random: counts of every size, so that counting is learned.
+
+    In the pictures most counts are small, and a policy that guesses them does well for thousands of steps.
+    """
+    row = sample_row(rng, level)
+    shares = rng.dirichlet(np.full(len(CELL_WORDS), 2.0))
+    cells = [str(cell) for cell in rng.choice(CELL_WORDS, level.grid**2, p=shares)]
+    return None, row["question"], completion_text(cells, asked_colors(row["question"]))
+
+
+def _transcript(image: Image.Image | None, question: str, completion: str) -> str:
+    """What the chat template makes of a question, followed by the completion."""
+    return f"<user>{' <image>' if image else ''} {question} <assistant> {completion} <eos>"
+
+
+def pretraining_batch(processor: LlavaProcessor, options: PretrainOptions, step: int) -> dict[str, torch.Tensor]:
+    """The inputs and labels of step `step`: a pure function of (seed, step)."""
+    rng = np.random.default_rng([options.seed, step])
+    level = LEVELS["hard" if rng.random() < options.hard_share else "easy"]
+    if rng.random() < options.text_share:
+        examples = [counting_example(rng, level) for _ in range(options.batch_size)]
+        batch = processor.tokenizer([_transcript(*e) for e in examples], return_tensors="pt", padding=True)
+    else:
+        examples = [training_example(rng, level, options.guess_rate) for _ in range(options.batch_size)]
+        images, texts = [e[0] for e in examples], [_transcript(*e) for e in examples]
+        batch = processor(images=images, text=texts, return_tensors="pt", padding=True)  # pyright: ignore[reportCallIssue]
+    start = processor.tokenizer.convert_tokens_to_ids("<assistant>")
+    answered = (batch["input_ids"] == start).cumsum(1).bool() & (batch["input_ids"] != start)
+    counts = torch.tensor(processor.tokenizer.convert_tokens_to_ids([str(n) for n in range(17)]))
+    weights = answered * batch["attention_mask"] * (1.0 + (COUNT_WEIGHT - 1) * torch.isin(batch["input_ids"], counts))
+    return {**batch, "weights": weights[:, 1:]}
+
+
+def weighted_loss(model: LlavaForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy of the completion tokens, in nats; the two or three counts weigh COUNT_WEIGHT times as much."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "weights"}
+    logits = model(**inputs).logits[:, :-1]
+    losses = F.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, 1:].flatten(), reduction="none")
+    return (losses.view_as(batch["weights"]) * batch["weights"]).sum() / batch["weights"].sum()
+
+
+def pretrain(options: PretrainOptions, *, report: Callable[[str], None] = print) -> Path:
+    """Train the tiny VLM on fresh pictures and save it, with its processor, in `options.output`."""
+    folder = Path(options.output)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already: choose another --output, nothing was overwritten")
+    processor = build_processor()
+    model = build_model(processor, options.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps)
+    model.train()
+    start = time.perf_counter()
+    loss = torch.tensor(float("nan"))
+    bar = tqdm(range(options.steps), desc="pretrain")
+    for step in bar:
+        loss = weighted_loss(model, pretraining_batch(processor, options, step))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    record = {k: v for k, v in asdict(options).items() if k != "output"}
+    record |= {"parameters": sum(p.numel() for p in model.parameters()), "final_loss": loss.item()}
+    record |= {"seconds": round(time.perf_counter() - start), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    (folder / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
+    report(f"saved {folder}: {record}")
+    return folder

@@ -1,0 +1,74 @@
+"""Write README's tables from the committed results; with --check, exit with status 1 if they are not up to date."""
+
+import argparse
+import csv
+import re
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README, RESULTS = ROOT / "README.md", ROOT / "data" / "results"
+NAMES = {"base": "before training", "grpo": "GRPO", "cppo": "CPPO"}
+
+
+def seeds_table() -> str:
+    """avg@8 per method and split: mean over seeds, and each seed."""
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    with (RESULTS / "demo_seeds.csv").open() as file:
+        for row in csv.DictReader(file):
+            values[row["method"], row["split"]].append(float(row["avg_at_8"]))
+    lines = ["| avg@8, 300 images per split | plain | shifted | blank |", "|---|---|---|---|"]
+    for method, name in NAMES.items():
+        cells = []
+        for split in ("test", "test_shift", "test_blank"):
+            scores = values[method, split]
+            cells.append(f"**{statistics.mean(scores):.3f}** ({', '.join(f'{s:.3f}' for s in scores)})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    gaps = [c - g for c, g in zip(values["cppo", "test_shift"], values["grpo", "test_shift"], strict=True)]
+    mean, spread = statistics.mean(gaps), statistics.stdev(gaps)
+    half = 4.303 * spread / len(gaps) ** 0.5  # Student's t, 2 degrees of freedom
+    lines += [
+        "",
+        f"In brackets: each seed. On shifted images CPPO minus GRPO is {mean:+.3f}, paired by seed, 95 % t-interval "
+        f"[{mean - half:+.3f}, {mean + half:+.3f}], n = {len(gaps)} seeds.",
+    ]
+    return "\n".join(lines)
+
+
+def demo_output() -> str:
+    """What `make demo` printed."""
+    return f"```\n{(RESULTS / 'demo_output.txt').read_text().strip()}\n```"
+
+
+def times() -> str:
+    """The table of measured durations."""
+    with (RESULTS / "times.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| what | minutes | machine |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {row['what']} | {float(row['seconds']) / 60:.1f} | {row['machine']} |" for row in rows])
+
+
+def filled(text: str) -> str:
+    """README with every marked block written anew."""
+    for name, block in {"demo output": demo_output, "seeds table": seeds_table, "times": times}.items():
+        pattern = rf"(<!-- {name}: scripts/readme_tables.py -->\n).*?(<!-- end -->)"
+        content = block()
+        text = re.sub(pattern, lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def main() -> int:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    wanted = filled(README.read_text())
+    if parser.parse_args().check:
+        return int(wanted != README.read_text())
+    README.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

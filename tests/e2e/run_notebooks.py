@@ -1,0 +1,156 @@
+"""Run notebooks in JupyterLab in a real browser: python tests/e2e/run_notebooks.py [NOTEBOOK …], all by default.
+
+Starts JupyterLab on copies without outputs, opens each notebook in headless Chromium, runs all cells, and fails on any error
+output. A screenshot of each page is kept in build/screenshots. Needs Debian's chromium (or CHROMIUM=/path/to/it).
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).parents[2]
+SCREENSHOTS = ROOT / "build" / "screenshots"
+SECONDS = 600  # for one notebook
+TALLEST = 16_000  # pixels; Chromium draws no taller page
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+SETTINGS = {  # every cell on the page, not only the visible ones; no news from the network
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+# Finished: every cell with code has a number at its left, or one of them failed.
+FINISHED = """() => {
+  const errors = document.querySelectorAll('.jp-Notebook [data-mime-type="application/vnd.jupyter.error"]');
+  const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')];
+  const numbers = cells.map(cell => cell.querySelector('.jp-InputPrompt').textContent);
+  return errors.length > 0 || (cells.length > 0 && numbers.every(number => /^\\[\\d+\\]:$/.test(number)));
+}"""
+ERRORS = '.jp-Notebook [data-mime-type="application/vnd.jupyter.error"]'
+HEIGHT = "() => document.querySelector('.jp-Notebook .jp-WindowedPanel-outer').scrollHeight"
+
+
+def find_chromium() -> str:
+    """Where Chromium is; leaves with one sentence if it is nowhere."""
+    candidates = [os.environ.get("CHROMIUM"), shutil.which("chromium"), "/usr/bin/chromium"]
+    for candidate in candidates:
+        if candidate and Path(candidate).exists():
+            return candidate
+    sys.exit("e2e: no chromium found: apt-get install -y chromium, or set CHROMIUM to a Chromium or Chrome binary")
+
+
+def copy_without_outputs(paths: list[Path], folder: Path) -> list[str]:
+    """Copy notebooks, outputs dropped, into `folder`; their paths in it."""
+    names = []
+    for path in paths:
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        name = path.resolve().relative_to(ROOT / "notebooks")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, folder / name)
+        names.append(str(name))
+    return names
+
+
+@contextmanager
+def jupyterlab(folder: Path) -> Iterator[tuple[str, str]]:
+    """JupyterLab on `folder`; its address and token. It ends with the context."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = folder / ".settings"
+    for name, values in SETTINGS.items():
+        file = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
+    address, token = f"http://127.0.0.1:{port}", secrets.token_hex(16)
+    options = ["--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
+    options += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+    options += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    options += ["--allow-root"] if os.geteuid() == 0 else []
+    environment = {"HF_HUB_OFFLINE": "1", "CPPO_FAST": "1", **os.environ, "JUPYTERLAB_SETTINGS_DIR": str(settings)}
+    log = folder / ".lab.log"
+    with log.open("w") as stream:
+        command = [sys.executable, "-m", "jupyterlab", *options]
+        server = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        try:
+            wait_for(address, server, log)
+            yield address, token
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    """Wait until JupyterLab answers."""
+    for _ in range(120):
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"{address}/api", timeout=2)
+            return
+        except OSError:
+            time.sleep(0.5)
+    sys.exit(f"e2e: JupyterLab did not start:\n{log.read_text()[-2000:]}")
+
+
+def run_all(page: Page, url: str) -> list[str]:
+    """Open the notebook at `url`, run all cells; the texts of the error outputs."""
+    page.set_viewport_size({"width": 1250, "height": 900})
+    page.goto(url)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+    page.keyboard.press("Control+b")  # the file browser makes room
+    page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
+    page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+    page.wait_for_function(FINISHED, timeout=SECONDS * 1000)
+    return page.locator(ERRORS).all_inner_texts()
+
+
+def keep_screenshot(page: Page, name: str) -> None:
+    """The whole page as a reader sees it, as build/screenshots/NAME.png."""
+    height = min(int(page.evaluate(HEIGHT)) + 120, TALLEST)
+    page.set_viewport_size({"width": 1250, "height": height})
+    page.wait_for_timeout(1000)  # formulas and figures settle
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name.replace('/', '-').removesuffix('.ipynb')}.png")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the notebooks named in `arguments` (default: the course and the solutions); 1 if any fails."""
+    everything = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/exercises/solutions/*.ipynb")]
+    paths = [Path(argument) for argument in arguments] or sorted(everything)
+    chromium, failed = find_chromium(), 0
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+        names = copy_without_outputs(paths, Path(temporary))
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        with jupyterlab(Path(temporary)) as (address, token):
+            for name in names:
+                start = time.monotonic()
+                page = browser.new_page()
+                errors = run_all(page, f"{address}/lab/tree/{name}?token={token}")
+                keep_screenshot(page, name)
+                page.close()
+                failed += bool(errors)
+                print(f"{'FAILED' if errors else 'passed'}  {name}  {time.monotonic() - start:.0f} s", flush=True)
+                print("\n".join(errors), end="\n" if errors else "")
+        browser.close()
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

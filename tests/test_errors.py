@@ -1,0 +1,291 @@
+"""What the user gets wrong: exit status 2, one line on stderr that names it, and nothing written."""
+
+import errno
+import json
+import os
+import struct
+import zlib
+
+import datasets
+import numpy as np
+import peft.peft_model
+import pytest
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+
+from cppo_ref.__main__ import main
+from cppo_ref.checkpoints import checkpoints, save_atomically, save_checkpoint
+from cppo_ref.config import CPPOConfig, InputError
+from cppo_ref.datasets import load_rows, open_image, row_at
+from cppo_ref.policy import LoraOptions, load_policy
+from cppo_ref.pretraining import build_model, build_processor
+
+TRAIN = "train --model model --steps 1 --prompts_per_step 3 --group_size 2 --max_new_tokens 2 --eval_rows 0"
+HUGE = "how many red shapes? " * 100
+
+
+def png_claiming(width, height):
+    """A PNG whose header claims `width` × `height` pixels and which holds none of them."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def write_bad_rows(folder):
+    """Three rows per file; the last one is bad."""
+    picture = {"bytes": png_bytes(folder), "path": None}
+    good = {"image": picture, "question": "How many red shapes?", "answer": "1"}
+    bad = {
+        "no-image": {"image": None},
+        "no-answer": {"answer": None},
+        "no-question": {"question": ""},
+        "garbage": {"image": {"bytes": b"not a picture", "path": None}},
+        "truncated": {"image": {"bytes": picture["bytes"][:-30], "path": None}},
+        "bomb": {"image": {"bytes": png_claiming(60000, 60000), "path": None}},
+        "half-bomb": {"image": {"bytes": png_claiming(10000, 10000), "path": None}},
+        "huge": {"question": HUGE},
+    }
+    text = datasets.Value("string")
+    features = datasets.Features({"image": datasets.Image(), "question": text, "answer": text})
+    for name, changes in bad.items():
+        rows = [good, good, good | changes]
+        datasets.Dataset.from_list(rows, features=features).to_parquet(folder / f"{name}.parquet")
+    listed = datasets.Features({"images": datasets.List(datasets.Image()), "problem": text, "answer": text})
+    rows = [{"images": [image], "problem": "?", "answer": "1"} for image in (picture, picture, bad["garbage"]["image"])]
+    datasets.Dataset.from_list(rows, features=listed).to_parquet(folder / "garbage-listed.parquet")
+    datasets.Dataset.from_list([], features=features).to_parquet(folder / "empty.parquet")
+    (folder / "empty.jsonl").write_text("")
+    (folder / "broken.parquet").write_text("no parquet")
+    (folder / "broken.jsonl").write_text('{"image": ')
+    (folder / "no-column.jsonl").write_text('{"picture": "a.png", "question": "?", "answer": "1"}\n')
+
+
+def png_bytes(folder):
+    path = folder / "good.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, a finished run, a file that is in the way, and settings and rows of all bad kinds."""
+    folder = tmp_path_factory.mktemp("place")
+    processor = build_processor()
+    build_model(processor, seed=0).save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    (folder / "other-model").mkdir()
+    (folder / "other-model" / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "file").write_text("mine")
+    write_bad_rows(folder)
+    settings = {
+        "typo": {"stpes": 3},
+        "list": [3],
+        "text": {"steps": "many"},
+        "flag": {"detach_anchor": "no"},
+        "null": {"tau": None},
+    }
+    for name, values in settings.items():
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    (folder / "cut.json").write_text('{"steps": ')
+    (folder / "binary.json").write_bytes(b"\xff\xfe\x00")
+    previous = os.getcwd()
+    os.chdir(folder)
+    assert main(f"{TRAIN} --output done --lora_rank 2".split()) == 0
+    os.chdir(previous)
+    return folder
+
+
+# id: (command line, what the message must name)
+ERRORS = {
+    "unknown command": ("trian", ["'trian'", "expected one of demo, train, evaluate"]),
+    "unknown option": ("train --group_sise 4", ["'--group_sise'", "did you mean --group_size?"]),
+    "unknown option with a value": ("train --taus=4", ["'--taus=4'", "did you mean --tau?"]),
+    "option like no other": ("evaluate --zzz", ["'--zzz'", "evaluate --help"]),
+    "option without a value": ("train --steps", ["--steps", "expected one argument"]),
+    "bad choice": ("train --ranking foo", ["--ranking", "'foo'", "'absolute'", "'normalized'"]),
+    "bad number": ("train --steps abc", ["--steps", "'abc'"]),
+    "number that is not one": ("train --tau nan", ["tau is nan", "above 0"]),
+    "bad switch": ("train --detach_anchor maybe", ["--detach_anchor", "maybe"]),
+    "unknown preset": ("train --preset dapo", ["'dapo'", "paper, verl, areal"]),
+    "unknown view": ("train --removing sharpen", ["removing", "'sharpen'", "noise_patches"]),
+    "unknown tracker": ("train --trackers mlflow", ["trackers", "'mlflow'", "tensorboard"]),
+    "group of one": ("train --group_size 1", ["group_size is 1", "2 or more"]),
+    "tau of zero": ("train --tau 0", ["tau is 0.0", "above 0"]),
+    "minibatches that do not divide": ("train --num_minibatches 7", ["num_minibatches is 7", "divisor of the 64 rows"]),
+    "config with an unknown setting": ("train --config typo.json", ["'stpes'", "did you mean 'steps'?"]),
+    "config with text for a number": ("train --config text.json", ["steps is 'many'", "whole number"]),
+    "config with text for a switch": ("train --config flag.json", ["detach_anchor is 'no'", "true or false"]),
+    "config with null": ("train --config null.json", ["tau is None", "a number"]),
+    "config that is absent": ("train --config absent.json", ["'absent.json'", "No such file"]),
+    "config that is cut": ("train --config cut.json", ["'cut.json'", "JSON"]),
+    "config that is a list": ("train --config list.json", ["'list.json'", "a list", "one JSON object"]),
+    "config that is no text": ("train --config binary.json", ["'binary.json'", "could not be read"]),
+    "unknown model": (f"{TRAIN} --model nowhere/nothing", ["'nowhere/nothing'", "not found"]),
+    "model of another family": (f"{TRAIN} --model other-model", ["'bert'", "llava"]),
+    "no data file": (f"{TRAIN} --data absent.parquet", ["'absent.parquet'", "no such file"]),
+    "no data set": (f"{TRAIN} --data nobody/nothing", ["'nobody/nothing'", "the Hub gave no split"]),
+    "data without rows": (f"{TRAIN} --data empty.parquet", ["'empty.parquet'", "has no rows"]),
+    "data of no bytes": (f"{TRAIN} --data empty.jsonl", ["'empty.jsonl'", "has no rows"]),
+    "data that is no parquet": (f"{TRAIN} --data broken.parquet", ["'broken.parquet'", "could not be read as parquet"]),
+    "data that is no JSON": (f"{TRAIN} --data broken.jsonl", ["'broken.jsonl'", "could not be read as json"]),
+    "data without an image column": (f"{TRAIN} --data no-column.jsonl", ["'no-column.jsonl'", "no image column", "images"]),
+    "row without image": (f"{TRAIN} --data no-image.parquet", ["row 2", "no image"]),
+    "row without answer": (f"{TRAIN} --data no-answer.parquet", ["row 2", "no answer"]),
+    "row without question": (f"{TRAIN} --data no-question.parquet", ["row 2", "no question"]),
+    "image that is none": (f"{TRAIN} --data garbage.parquet", ["row 2", "image", "b'not a picture'"]),
+    "listed image that is none": (f"{TRAIN} --data garbage-listed.parquet", ["row 2", "image", "b'not a picture'"]),
+    "image that is cut": (f"{TRAIN} --data truncated.parquet", ["row 2", "image", "truncated"]),
+    "decompression bomb": (f"{TRAIN} --data bomb.parquet", ["row 2", "decompression bomb", "3600000000 pixels"]),
+    "smaller bomb": (f"{TRAIN} --data half-bomb.parquet", ["row 2", "decompression bomb", "100000000 pixels"]),
+    "prompt that is too long": (f"{TRAIN} --data huge.parquet", ["prompt of 5", "the model's 256", "shorten"]),
+    "resume without a run": (f"{TRAIN} --output new --resume", ["'new'", "no run to resume"]),
+    "output that holds a run": (f"{TRAIN} --output done", ["'done'", "holds a run already", "--resume"]),
+    "resume with another setting": (
+        f"{TRAIN} --output done --resume --lora_rank 2 --seed 7 --tau 0.5",
+        ["'done'", "seed was 0 and is 7", "tau was 0.1 and is 0.5"],
+    ),
+    "output that is a file": (f"{TRAIN} --output file", ["'file'", "is a file"]),
+    "no such device": (f"{TRAIN} --device tpu", ["--device", "'tpu'", "'cuda'"]),
+    "adapter that is absent": ("evaluate --model model --adapter absent", ["adapter 'absent'"]),
+    "adapter that is a model": ("evaluate --model model --adapter model", ["adapter 'model'"]),
+    "evaluate: unknown level": ("evaluate --model model --level medium", ["medium", "easy or hard"]),
+    "evaluate: no images": ("evaluate --model model --images 0", ["images is 0", "1 or more"]),
+    "evaluate: unknown quantization": ("evaluate --quantize int8", ["'int8'", "nf4 or none"]),
+    "evaluate: output exists": ("evaluate --output file", ["'file'", "exists already"]),
+    "export: output exists": ("export --output file", ["'file'", "exists already"]),
+    "export: unknown dtype": ("export --output new --dtype int8", ["'int8'", "bfloat16 or float16"]),
+    "export: adapter that is absent": ("export --model model --adapter absent --output new", ["adapter 'absent'"]),
+    "pretrain: output exists": ("pretrain --output file", ["'file'", "exists already"]),
+    "pretrain: no steps": ("pretrain --output new --steps 0", ["steps is 0", "1 or more"]),
+    "data: output exists": ("data --output done", ["'done'", "exists already"]),
+    "demo: unknown method": ("demo --method dapo", ["'dapo'", "paper, verl, areal"]),
+}
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(("command", "named"), ERRORS.values(), ids=ERRORS.keys())
+def test_one_line_names_what_is_wrong_and_nothing_is_written(command, named, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    before = contents(place)
+    status = main(command.split())
+    lines = capsys.readouterr().err.splitlines()
+    assert status == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("cppo_ref: ")
+    assert [part for part in named if part not in lines[0]] == []
+    assert contents(place) == before
+
+
+def test_a_bad_row_of_a_later_step_ends_the_run_with_a_line_of_its_own(place, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(place)
+    command = f"{TRAIN} --data garbage.parquet --output {tmp_path}/run --prompts_per_step 1 --steps 3".split()
+    assert main(command) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("cppo_ref: row 2, column image:")
+    assert "Traceback" not in "".join(lines)
+
+
+@pytest.fixture(scope="module")
+def policy(place):
+    return load_policy(str(place / "model"), quantize="none", lora=LoraOptions(rank=2))
+
+
+def grey(mode, size=(9, 6)):
+    """A picture of middle grey, red where the mode has colours."""
+    if mode == "I;16":
+        return Image.fromarray(np.full(size[::-1], 128 * 257, dtype=np.uint16))
+    return Image.new("RGBA", size, (128, 128, 128, 200)).convert(mode)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "LA", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("size", [(1, 1), (9, 6)], ids=["1x1", "9x6"])
+def test_images_of_all_kinds_go_from_file_to_pixels(mode, suffix, size, policy, tmp_path):
+    if (mode, suffix) == ("CMYK", "png"):
+        suffix = "jpg"
+    image = grey(mode, size)
+    path = tmp_path / f"grey.{suffix}"
+    image.save(path)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": str(path), "question": "?", "answer": "1"}) + "\n")
+    row = row_at(load_rows(str(tmp_path / "rows.jsonl")), 0)
+    assert (row["image"].mode, row["image"].size) == (mode, size)
+    pixels = policy.encode([row["image"]], [row["question"]]).inputs["pixel_values"]
+    assert pixels.shape == (1, 3, 48, 48)
+    assert torch.isfinite(pixels).all()
+    if mode not in ("1", "P"):  # these two cannot hold this grey
+        assert (pixels - policy.encode([grey("RGB")], ["?"]).inputs["pixel_values"]).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    "source", [None, "", b"", 3, {}, {"bytes": None, "path": None}, [], ["a.png", "b.png"], "absent.png"], ids=str
+)
+def test_what_is_no_image_is_refused(source):
+    with pytest.raises(InputError, match="image"):
+        open_image(source)
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_disk_in_safetensors(*_, **__):
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "failure"),
+    [
+        (peft.peft_model, "safe_save_file", full_disk_in_safetensors),
+        (os, "fsync", full_disk),
+        ("pathlib.Path", "write_bytes", full_disk),
+        ("pathlib.Path", "write_text", full_disk),
+    ],
+    ids=["adapter", "flush", "optimizer", "state"],
+)
+def test_a_full_disk_costs_the_new_checkpoint_and_not_the_earlier_one(owner, name, failure, policy, tmp_path, monkeypatch):
+    optimizer = torch.optim.AdamW(policy.trainable)
+    first = save_checkpoint(tmp_path, 1, policy, optimizer, None, keep=2)
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    assert len(before) >= 4
+    with monkeypatch.context() as patch:
+        target = f"{owner}.{name}" if isinstance(owner, str) else None
+        patch.setattr(target, failure) if target else patch.setattr(owner, name, failure)
+        with pytest.raises(InputError, match=r"no space left on the device for .*step-000002"):
+            save_checkpoint(tmp_path, 2, policy, optimizer, None, keep=2)
+    assert checkpoints(tmp_path) == [first]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+
+
+def test_whatever_fails_while_saving_leaves_the_old_folder_and_no_half_written_one(tmp_path):
+    save_atomically(tmp_path / "kept", lambda folder: (folder / "a").write_text("old") and None)
+
+    def fail(folder):
+        (folder / "a").write_text("new")
+        raise ArithmeticError("the check failed")
+
+    with pytest.raises(ArithmeticError, match="the check failed"):
+        save_atomically(tmp_path / "kept", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept" / "a").read_text() == "old"
+
+
+def test_every_setting_refuses_a_value_of_another_type():
+    for name in CPPOConfig().to_dict():
+        with pytest.raises(InputError, match=f"^{name} is {{}}, expected "):
+            CPPOConfig(**{name: {}})
+    assert CPPOConfig(tau=1).tau == 1  # a whole number is a number
+
+
+def test_no_command_prints_the_list_of_commands(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr()
+    assert all(f"  {name} " in printed.out for name in ("demo", "train", "evaluate", "export", "pretrain", "data"))
+    assert printed.err == ""

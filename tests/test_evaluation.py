@@ -1,0 +1,95 @@
+"""Evaluation: intervals, avg@k, the verdict on tokens, the detector, and what the tiny VLM is committed to."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cppo_ref.datasets import data_folder
+from cppo_ref.evaluation import (
+    Interval,
+    avg_at_k,
+    best_constant_guess,
+    bootstrap_interval,
+    correctness,
+    evaluate_detector,
+    evaluate_split,
+    split_rows,
+)
+from cppo_ref.policy import load_policy
+from cppo_ref.rollouts import Rollouts
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy("tiny", lora=None)
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return json.loads((data_folder() / "tiny-vlm" / "evaluation.json").read_text())
+
+
+def answered(texts, answers, group_size):
+    rows = [{"answer": answer} for answer in answers]
+    template = dict.fromkeys(("prompts", "completion_ids", "completion_mask", "finished"))
+    rollouts = object.__new__(Rollouts)  # the texts are all that is judged
+    vars(rollouts).update(template, rows=rows, group_size=group_size, texts=texts)
+    return rollouts
+
+
+def test_avg_at_k_counts_right_samples_per_image():
+    texts = ["\\boxed{2}", "\\boxed{3}", "\\boxed{1}", "\\boxed{1}", "no box", "\\boxed{0}"]
+    rollouts = answered(texts, ["2", "1", "5"], 2)
+    assert correctness([rollouts]).tolist() == [[1, 0], [1, 1], [0, 0]]
+    assert avg_at_k([rollouts]).value == 0.5
+
+
+def test_the_bootstrap_interval_is_near_the_normal_one():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    interval = bootstrap_interval(values)
+    half = 1.96 * values.std(ddof=1) / 20
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.03)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.03)
+
+
+def test_an_interval_of_equal_values_has_no_width():
+    assert bootstrap_interval(np.ones(5)) == Interval(1.0, 1.0, 1.0)
+
+
+def test_the_best_constant_guess_is_the_most_frequent_answer():
+    assert best_constant_guess([{"answer": a} for a in "0110122110"]) == 0.5
+
+
+def test_the_detector_report_agrees_with_a_shift_made_by_hand(policy, monkeypatch):
+    """With ΔH = 1 exactly on the listing, AUROC, precision and recall at top fraction 1 are 1; reversed, 0."""
+    rows = split_rows("test", count=6)
+    for sign, expected in ((1.0, 1.0), (-1.0, 0.0)):
+
+        def shift(policy, rollouts, sign=sign, **_):
+            on_listing = rollouts.completion_mask.float() * 0 - sign
+            on_listing[:, 1:10] = sign
+            return on_listing * rollouts.completion_mask, on_listing.abs()
+
+        monkeypatch.setattr("cppo_ref.evaluation.completion_shift", shift)
+        report = evaluate_detector(policy, rows, top_fraction=1.0)
+        assert report.auroc_absolute == report.auroc_normalized == expected
+        assert report.precision == report.recall == expected
+
+
+def test_the_tiny_vlm_does_what_its_card_says(policy, committed):
+    """The committed evaluation, repeated on fewer images."""
+    plain = evaluate_split(policy, split_rows("test", count=60), samples=8)
+    stated = committed["splits"]["test"]
+    assert plain.avg_at_k.value == pytest.approx(stated["avg_at_k"]["value"], abs=0.1)
+    assert plain.greedy == pytest.approx(stated["greedy"], abs=0.1)
+
+
+def test_the_tiny_vlm_looks_doubts_hallucinates_and_stumbles_on_shifts(committed):
+    splits = committed["splits"]
+    assert splits["test"]["greedy"] > 0.9  # it looks
+    assert splits["test"]["avg_at_k"]["value"] <= 0.6  # it hallucinates: room for reinforcement learning
+    assert splits["test_shift"]["avg_at_k"]["value"] <= 0.45  # room for CPPO
+    assert abs(splits["test_blank"]["avg_at_k"]["value"] - committed["best_constant_guess"]) <= 0.05
+    assert committed["detector"]["noise_patches ×2"]["auroc_absolute"] >= 0.88  # it doubts when information is removed

@@ -1,0 +1,459 @@
+"""The graders, graded: each passes its solution, and names the mistake planted in each mutant of it."""
+
+import inspect
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from cppo_ref import grading
+from cppo_ref.grading.grader import Case, MistakeError, grade, shown
+
+ROOT = Path(__file__).parents[1]
+EXERCISES = ROOT / "notebooks" / "exercises"
+SOLUTIONS = sorted(EXERCISES.glob("solutions/*.ipynb"))
+CHAPTERS = ("rewards", "grpo", "perturbations", "perception", "cpl", "step")
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from make_exercises import BEGIN, student_notebook  # noqa: E402
+
+
+def code_cells(path):
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def solution_cells():
+    """Function name -> (the notebook's imports and helpers, the solution's source)."""
+    found = {}
+    for path in SOLUTIONS:
+        cells = code_cells(path)
+        helpers = "\n".join([cells[1], *(source for source in cells if source.startswith("def ") and BEGIN not in source)])
+        for source in cells:
+            if BEGIN in source:
+                found[source.split("(")[0].removeprefix("def ")] = (helpers, source)
+    return found
+
+
+CELLS = solution_cells()
+
+
+def run(name, source):
+    """The function `name` as a student's cell defines it."""
+    namespace = {}
+    exec(CELLS[name][0], namespace)
+    exec(source, namespace)
+    return namespace[name]
+
+
+def mutate(name, old, new):
+    source = CELLS[name][1]
+    assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times in the solution of {name}"
+    return run(name, source.replace(old, new))
+
+
+# function: [(what the solution says, what the mutant says, how the diagnosis begins)]
+MUTANTS = {
+    "extract_boxed": [
+        ("answer = text", "answer = answer or text", "you return the first box"),
+        ("depth == 0", 'text[end] == "}"', "you stop at the first closing brace"),
+        (
+            "answer = None",
+            'match = re.search(r"\\\\boxed\\{(.*)\\}", text)\n    return match and match[1].strip()',
+            "you run to the last brace",
+        ),
+        ("answer = None", 'answer = ""', "without a box the result must be None"),
+        (".strip()", "", "blanks around the answer"),
+        ("depth = 1", "depth, answer = 1, None", "the last \\boxed{ never closes"),
+    ],
+    "format_reward": [
+        ('body.split("</think>")[1]', "body", "a box inside the thoughts counts"),
+        ('not body.startswith("<think>")', '"<think>" not in body', "words before <think> pass"),
+        (
+            'body.count("<think>") != 1 or body.count("</think>") != 1:\n        return 0.0\n'
+            '    return float(last_box(body.split("</think>")[1])',
+            '"</think>" not in body:\n        return 0.0\n    return float(last_box(body.partition("</think>")[2])',
+            "<think> and </think> may occur",
+        ),
+        ('not in (None, "")', "is not None", "an empty \\boxed{} passes"),
+        ('float(last_box(body.split("</think>")[1]) not in (None, ""))', "1.0", "you never ask for a box"),
+        ("return 0.0\n    return float", "return 1.0\n    return 1.0 - float", "reversed"),
+    ],
+    "reward": [
+        ("last_box(text) == answer", "answer in text", "hackable: you look for the answer anywhere"),
+        ("last_box(text) == answer", 'f"{{{answer}}}" in text', "hackable: any box may be right"),
+        ("last_box(text) == answer", 'answer in (last_box(text) or "")', "hackable: you ask whether the box contains"),
+        (
+            "last_box(text) == answer",
+            "last_box(text) is not None and last_box(text) in answer",
+            "hackable: you ask whether the answer",
+        ),
+        ("0.9 * correct + 0.1", "0.1 * correct + 0.9", "weights swapped"),
+        (" + 0.1 * in_format(text)", "", "the format earns nothing"),
+    ],
+    "group_advantages": [
+        (
+            "groups.mean(dim=1, keepdim=True)\n    return (centered / (groups.std(dim=1, keepdim=True)",
+            "groups.mean(dim=0, keepdim=True)\n    return (centered / (groups.std(dim=0, keepdim=True)",
+            "wrong axis: you compared",
+        ),
+        (
+            "rewards.view(-1, group_size)\n    centered = groups - groups.mean(dim=1, keepdim=True)\n"
+            "    return (centered / (groups.std(dim=1,",
+            "rewards.view(group_size, -1)\n    centered = groups - groups.mean(dim=0, keepdim=True)\n"
+            "    return (centered / (groups.std(dim=0,",
+            "wrong axis: the rows of one group",
+        ),
+        ("rewards.view(-1, group_size)", "rewards.view(1, -1)", "mean and std of the whole batch"),
+        (" + 1e-4", "", "std without eps"),
+        ("groups.std(dim=1, keepdim=True)", "groups.std(dim=1, keepdim=True, correction=0)", "population std"),
+        ("centered / (groups.std(dim=1, keepdim=True) + 1e-4)", "centered", "not divided by the group's std"),
+        ("groups - groups.mean(dim=1, keepdim=True)", "groups.mean(dim=1, keepdim=True) - groups", "sign reversed"),
+    ],
+    "clipped_surrogate": [
+        ("-torch.minimum", "torch.minimum", "sign reversed"),
+        ("logprobs - old_logprobs", "old_logprobs - logprobs", "ratio upside down"),
+        ("minimum", "maximum", "max instead of min"),
+        (
+            "torch.minimum(ratio * advantages[:, None], clipped * advantages[:, None])",
+            "(clipped * advantages[:, None])",
+            "only clipped",
+        ),
+        ("ratio.clamp(0.8, 1.2)", "ratio", "never clipped"),
+        (
+            "ratio * advantages[:, None], clipped * advantages[:, None]",
+            "ratio * advantages, clipped * advantages",
+            "wrong axis",
+        ),
+    ],
+    "kl_to_reference": [
+        ("ref_logprobs - logprobs", "logprobs - ref_logprobs", "direction reversed"),
+        ("d.exp() - d - 1", "-d", "this is k1"),
+        ("d.exp() - d - 1", "d**2 / 2", "this is k2"),
+        (" - 1", "", "the −1 is missing"),
+        ("d.exp() - d - 1", "d + 1 - d.exp()", "sign reversed"),
+    ],
+    "token_weights": [
+        (
+            "weights / weights.sum().clamp(min=1)\n"
+            "    return weights / (weights.sum(dim=1, keepdim=True).clamp(min=1) * len(mask))",
+            "weights / mask.numel()\n    return weights / mask.numel()",
+            "padding counted",
+        ),
+        ("mask.float()", "torch.ones(mask.shape)", "mask forgotten"),
+        ('== "token"', '!= "token"', '"token" and "sequence" swapped'),
+        ('aggregation == "token"', "True", "both modes are the same"),
+        ("keepdim=True).clamp(min=1)", "keepdim=True)", "a completion without tokens"),
+        (" * len(mask)", "", 'in "sequence" each row sums to 1'),
+    ],
+    "hide_quarter": [
+        ("Image.fromarray(pixels)", "pixels", "it must return a PIL image"),
+        ("pixels = np.array(image)", "pixels = np.array(image)\n    image.paste((0, 0, 0), (0, 0, 3, 3))", "changed in place"),
+        ("rng.integers(height - h + 1)", "np.random.randint(height - h + 1)", "it draws from numpy's global generator"),
+        ("rng.integers(height - h + 1)", "np.random.default_rng().integers(height - h + 1)", "unseeded"),
+        ("rng.integers(height - h + 1), rng.integers(width - w + 1)", "3, 4", "rng ignored"),
+        ("top : top + h, left : left + w", "top : top + w, left : left + h", "wrong axis"),
+        ("height // 2, width // 2", "height // 3, width // 2", "it must cover a quarter"),
+        ("rng.integers(width - w + 1)", "rng.integers(width - w)", "off by one"),
+    ],
+    "dim": [
+        ("Image.fromarray(np.clip(brighter, 0, 255).round().astype(np.uint8))", "brighter", "it must return a PIL image"),
+        ("factor = rng", "image.putpixel((0, 0), (0, 0, 0))\n    factor = rng", "changed in place"),
+        ("rng.uniform", "np.random.uniform", "it draws from numpy's global generator"),
+        ("rng.uniform", "np.random.default_rng().uniform", "unseeded"),
+        ("rng.uniform(1 - 0.5 * strength, 1 + 0.5 * strength)", "1 + 0.5 * strength", "rng ignored"),
+        ("1 + 0.5 * strength)", "1 + 0.5 * strength, (image.height, image.width, 1))", "noise"),
+        ("1 + 0.5 * strength)", "1 + 0.5 * strength, 3)", "one factor per channel"),
+        ("np.clip(brighter, 0, 255)", "(brighter % 256)", "wrapped round"),
+        ("1 - 0.5 * strength, 1 + 0.5 * strength", "0.5, 1.5", "strength ignored"),
+        ("1 - 0.5 * strength, 1 + 0.5 * strength", "0.9 - 0.5 * strength, 0.9 + 0.5 * strength", "at strength 0"),
+        ("1 - 0.5 * strength, 1 + 0.5 * strength", "1 - 0.5 * strength, 1", "at strength 1"),
+    ],
+    "covered_share": [
+        (".mean(axis=(1, 3))", ".mean(axis=(1, 3)).T", "wrong axis"),
+        (".any(axis=-1)", ".mean(axis=-1)", "channels counted one by one"),
+        (".any(", ".all(", "a pixel counts if any channel changed"),
+        ("!=", "<", "only brighter pixels"),
+        ("!=", ">", "only darker pixels"),
+        ("changed.reshape", "(~changed).reshape", "reversed"),
+        ("return changed", "return 100 * changed", "percent"),
+        (".mean(axis=(1, 3))", ".sum(axis=(1, 3)) / changed.size", "divide by the pixels of the cell"),
+    ],
+    "token_entropy": [
+        (
+            "torch.special.entr(probabilities).sum(dim=-1)",
+            "-(probabilities.clamp(min=1e-45) * probabilities.clamp(min=1e-45).log2()).sum(dim=-1)",
+            "bits for nats",
+        ),
+        ("return torch", "return -torch", "sign reversed"),
+        ("softmax(dim=-1)", "softmax(dim=1)", "wrong axis"),
+        ("torch.special.entr(probabilities)", "-(probabilities * probabilities.log())", "NaN"),
+        ("torch.special.entr(probabilities)", "-(probabilities * logits.clamp(min=-1e9))", "you multiplied by the logits"),
+        (".sum(dim=-1)", ".mean(dim=-1)", "mean over the vocabulary"),
+    ],
+    "entropy_shift": [
+        ("removed_entropy - entropy", "entropy - removed_entropy", "sign reversed: you computed H(I) − H(I⁻)"),
+        ("torch.where(completion_mask, removed_entropy - entropy, 0.0)", "removed_entropy - entropy", "mask forgotten"),
+        (
+            "torch.where(completion_mask, removed_entropy - entropy, 0.0)",
+            "(removed_entropy - entropy) * completion_mask",
+            "masked by a product",
+        ),
+        ("removed_entropy - entropy", "(removed_entropy - entropy).relu()", "negative shifts must stay"),
+        ("removed_entropy - entropy", "(removed_entropy - entropy).abs()", "absolute value"),
+    ],
+    "select_perception_tokens": [
+        ("completion_mask & (shift > 0)", "shift > 0", "mask forgotten"),
+        ("candidates.sum", "completion_mask.sum", "k is the share of the tokens with ΔH > 0"),
+        (
+            "torch.ceil(top_fraction * candidates.sum(dim=-1, keepdim=True))",
+            "torch.floor(top_fraction * candidates.sum(dim=-1, keepdim=True)).clamp(min=1)",
+            "rounded down: k",
+        ),
+        ("torch.ceil", "torch.floor", "rounded down to nothing"),
+        ("completion_mask & (shift > 0)", "completion_mask", "tokens without a positive shift"),
+        (
+            "-torch.inf).argsort(dim=-1, descending=True",
+            "torch.inf).argsort(dim=-1, descending=False",
+            "you kept the smallest shifts",
+        ),
+        (
+            "rank = order",
+            "last = shift.masked_fill(~candidates, -torch.inf).flip(-1).argsort(dim=-1, descending=True, stable=True)\n"
+            "    order = shift.shape[-1] - 1 - last\n    rank = order",
+            "ties go to the earlier token",
+        ),
+        (
+            "candidates & (rank < k)",
+            "candidates & (shift >= shift.masked_fill(~(candidates & (rank < k)), torch.inf).amin(dim=-1, keepdim=True))",
+            "all ties at the threshold",
+        ),
+        (
+            "    candidates = completion_mask & (shift > 0)",
+            "    if len(shift) > 1:\n"
+            "        rows = select_perception_tokens(shift.view(1, -1), completion_mask.view(1, -1), top_fraction)\n"
+            "        return rows.view(shift.shape)\n"
+            "    candidates = completion_mask & (shift > 0)",
+            "wrong axis",
+        ),
+    ],
+    "view_kl": [
+        (
+            "logits.log_softmax(dim=-1), logits_view.log_softmax(dim=-1)",
+            "logits_view.log_softmax(dim=-1), logits.log_softmax(dim=-1)",
+            "direction reversed",
+        ),
+        (".sum(dim=-1)", ".sum(dim=-1) / torch.tensor(2.0).log()", "bits for nats"),
+        ("original - view", "view - original", "sign reversed"),
+        (
+            "logits.log_softmax(dim=-1), logits_view.log_softmax(dim=-1)",
+            "logits.log_softmax(dim=1), logits_view.log_softmax(dim=1)",
+            "wrong axis",
+        ),
+        (".sum(dim=-1)", ".mean(dim=-1)", "mean over the vocabulary"),
+        ("original.exp() * (original - view)", "original.exp() * (logits - logits_view)", "the difference of logits"),
+    ],
+    "contrastive_loss": [
+        (
+            "kl_preserved[selected] - kl_removed[selected]",
+            "kl_removed[selected] - kl_preserved[selected]",
+            "positive and negative swapped",
+        ),
+        (
+            "(kl_preserved[selected] - kl_removed[selected]) / tau)\n    return contrast.sum() / max(int(selected.sum()), 1)",
+            "(kl_preserved - kl_removed) / tau)\n    return contrast.mean()",
+            "mask forgotten",
+        ),
+        ("int(selected.sum())", "selected.numel()", "averaged over all tokens"),
+        (
+            "(kl_preserved[selected] - kl_removed[selected]) / tau)",
+            "(kl_preserved - kl_removed) / tau) * selected",
+            "masked by a product",
+        ),
+        ("contrast.sum() / max(int(selected.sum()), 1)", "contrast.mean()", "mean of nothing"),
+        (" / max(int(selected.sum()), 1)", "", "sum instead of mean"),
+        ("/ tau", "* tau", "multiplied by τ"),
+        (
+            "F.softplus((kl_preserved[selected] - kl_removed[selected]) / tau)",
+            "(1 + ((kl_preserved[selected] - kl_removed[selected]) / tau).exp()).log()",
+            "overflow",
+        ),
+    ],
+    "gated_loss": [
+        ("selected & (advantages > 0)[:, None]", "selected", "gate dropped"),
+        ("(advantages > 0)", "(advantages >= 0)", "the gate opens at A = 0"),
+        ("(advantages > 0)", "(advantages < 0)", "gate reversed"),
+        ("logits.detach()", "logits", "detach missing"),
+        (
+            "logits.detach()",
+            "logits\n    logits_preserved, logits_removed = logits_preserved.detach(), logits_removed.detach()",
+            "wrong side detached",
+        ),
+        ("gated, tau=0.1)", "gated, tau=0.1) * gated.sum() / selected.sum().clamp(min=1)", "divided by all selected tokens"),
+        (
+            "gated, tau=0.1)",
+            "gated, tau=0.1) * (gated * advantages[:, None]).sum() / gated.sum().clamp(min=1)",
+            "the gate is open or shut",
+        ),
+    ],
+    "micro_batch_losses": [
+        ("losses[kept].sum() / tokens", "losses[kept].mean()", "mean per micro-batch"),
+        ("losses[kept].sum() / tokens", "losses[kept].mean() / len(mask.split(size))", "mean of means"),
+        ("mask.sum()", "mask.numel()", "padding counted"),
+        ("losses[kept]", "losses", "mask forgotten"),
+        ("mask.sum()", "len(mask)", "divided by rows"),
+    ],
+    "total_loss": [
+        ("grpo + cpl_weight", "grpo - cpl_weight", "sign reversed: CPL"),
+        ("+ kl_weight", "- kl_weight", "sign reversed: the KL"),
+        ("def mean", "kl_weight, cpl_weight = cpl_weight, kl_weight\n\n    def mean", "β and λ swapped"),
+        ("selected & (advantages > 0)[:, None]", "selected", "gate dropped"),
+        ("mean(contrast, gated)", "contrast[gated].sum() / completion_mask.sum()", "CPL is a mean over the gated"),
+        (
+            "mask.sum().clamp(min=1)",
+            "(mask.numel() if mask is completion_mask else mask.sum().clamp(min=1))",
+            "padding counted",
+        ),
+        (
+            "values[mask].sum() / mask.sum().clamp(min=1)",
+            "values.mean() if mask is completion_mask else values[mask].sum() / mask.sum().clamp(min=1)",
+            "mask forgotten",
+        ),
+        (".clamp(min=1)", "", "mean of nothing"),
+    ],
+    "rows_to_perturb": [
+        ("alive & (groups", "(groups", "rounding opened the gate"),
+        ("(alive & (groups > groups", "((groups >= groups", "A ≥ 0 is not A > 0"),
+        (
+            "(alive & (groups > groups.mean(dim=1, keepdim=True)))",
+            "(rewards > rewards.mean())",
+            "compare with the mean of the group",
+        ),
+        ("groups.mean(dim=1", "groups.mean(dim=0", "wrong axis"),
+        ("(alive & (groups > groups", "((groups < groups", "gate reversed"),
+        ("groups > groups.mean", "groups != groups.mean", "rows with A < 0"),
+    ],
+    "worth_an_update": [
+        ("alive.any()", "alive.all()", "one live group is enough"),
+        ("kl_weight > 0 or ", "", "β forgotten"),
+        ("kl_weight > 0 or bool(alive.any())", "bool(rewards.max() > rewards.min())", "compare within groups"),
+        ("rewards.view(-1, group_size)", "rewards.view(-1, group_size).T", "wrong axis"),
+        ("kl_weight > 0 or bool(alive.any())", "not (kl_weight > 0 or bool(alive.any()))", "reversed"),
+        ("kl_weight > 0 or", "kl_weight > 0 and", "with β > 0 or a live group"),
+    ],
+}
+EVERY_MUTANT = [pytest.param(name, *mutant, id=f"{name}: {mutant[2]}") for name in MUTANTS for mutant in MUTANTS[name]]
+
+
+def diagnosis(name, function):
+    with pytest.raises(MistakeError) as caught:
+        getattr(grading, f"check_{name}")(function)
+    return str(caught.value)
+
+
+def test_there_are_at_least_three_exercises_for_each_of_01_to_06():
+    assert [path.name[:2] for path in SOLUTIONS] == ["01", "02", "03", "04", "05", "06"]
+    for path in SOLUTIONS:
+        text = path.read_text()
+        assert text.count(BEGIN) >= 3
+        for part in ("Difficulty ●", "Importance ●", " minutes", "<summary>Hint</summary>"):
+            assert text.count(part) >= text.count(BEGIN), f"{path.name}: {part}"
+
+
+def test_every_exercise_has_its_grader_and_mutants():
+    assert {f"check_{name}" for name in CELLS} == set(grading.__all__) - {"MistakeError"}
+    assert set(MUTANTS) == set(CELLS)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_grader_passes_its_solution(name, capsys):
+    solution = run(name, CELLS[name][1])
+    capsys.readouterr()
+    getattr(grading, f"check_{name}")(solution)
+    assert capsys.readouterr().out.startswith(f"{name}: right in all ")
+
+
+@pytest.mark.parametrize(("name", "old", "new", "begins"), EVERY_MUTANT)
+def test_a_grader_names_the_planted_mistake(name, old, new, begins):
+    assert diagnosis(name, mutate(name, old, new)).startswith(f"{name}: {begins}")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_every_diagnosis_that_a_grader_can_give_is_given_to_a_mutant(name):
+    check = inspect.unwrap(getattr(grading, f"check_{name}"))
+    (table,) = [check.__globals__[n] for n in check.__code__.co_names if n.endswith(("_MISTAKES", "_SYMPTOMS"))]
+    given = tuple(begins for *_, begins in MUTANTS[name])
+    assert [known for known in table if not known.startswith(given)] == []
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_the_student_notebook_is_what_the_script_makes(path):
+    committed = (EXERCISES / path.name).read_text()
+    assert committed == student_notebook(path), "run: make exercises"
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_every_stub_raises_and_its_grader_rejects_it(path):
+    stubs = [source for source in code_cells(EXERCISES / path.name) if "raise NotImplementedError" in source]
+    assert len(stubs) >= 3
+    for source in stubs:
+        name = source.split("(")[0].removeprefix("def ")
+        assert "SOLUTION" not in source and inspect.cleandoc(source).count("\n") <= 4
+        function = run(name, source)
+        with pytest.raises(NotImplementedError):
+            function(*inspect.signature(function).parameters)
+        assert diagnosis(name, function).startswith(f"{name} is still the stub")
+
+
+def test_the_student_notebook_shows_no_solution_unfolded():
+    for path in SOLUTIONS:
+        for cell in nbformat.reads(student_notebook(path), as_version=4).cells:
+            assert BEGIN not in cell.source
+            if cell.cell_type == "code":
+                assert cell.outputs == [] and cell.execution_count is None
+            elif "```python" in cell.source:
+                assert cell.source.startswith("<details><summary>Solution</summary>")
+
+
+def test_an_error_without_a_known_cause_shows_case_result_and_expectation():
+    text = diagnosis("entropy_shift", lambda h, removed, mask: torch.where(mask, removed - h + 0.5, 0.0))
+    assert text == ("<lambda>, rises by 1, stays, falls by 1.5: the result is [[1.5, 0.5, -1]], expected [[1, 0, -1.5]]")
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (lambda h, removed, mask: None, "the result is a NoneType, expected a tensor of shape [1, 3]"),
+        (lambda h, removed, mask: (removed - h).sum(dim=1), "the result has shape [1], expected [1, 3]"),
+        (lambda h, removed, mask: mask, "the result has dtype torch.bool, expected torch.float32"),
+        (lambda h, removed, mask: removed.sub_(h).mul_(mask), "changed in place"),
+    ],
+)
+def test_wrong_kinds_of_result_are_named(function, sentence):
+    assert sentence in diagnosis("entropy_shift", function)
+
+
+def test_an_exception_of_the_student_comes_through_with_the_case():
+    with pytest.raises(ZeroDivisionError) as caught:
+        grading.check_entropy_shift(lambda h, removed, mask: 1 / 0)
+    assert caught.value.__notes__ == ["raised by <lambda> in the grader's case: rises by 1, stays, falls by 1.5"]
+
+
+def test_the_graders_do_not_use_the_functions_that_they_grade():
+    for chapter in (*CHAPTERS, "grader", "__init__"):
+        source = (ROOT / "cppo_ref" / "grading" / f"{chapter}.py").read_text()
+        imported = [line for line in source.splitlines() if line.startswith(("from cppo_ref", "import cppo_ref"))]
+        assert all(line.startswith("from cppo_ref.grading") for line in imported)
+    for path in (ROOT / "cppo_ref").glob("*.py"):
+        assert "grading" not in path.read_text(), f"{path.name}: the core knows nothing of the graders"
+
+
+def test_what_a_notebook_shows_of_a_diagnosis_is_the_diagnosis():
+    assert MistakeError("sign reversed")._render_traceback_() == ["✗ sign reversed"]
+
+
+def test_grade_takes_no_tolerance_for_a_boolean():
+    with pytest.raises(MistakeError):
+        grade(lambda x: not x, [Case("true stays true", (True,), True)], {})
+    assert shown(torch.tensor([[0.12345, 1.0]])) == "[[0.1235, 1]]"

@@ -1,0 +1,145 @@
+"""What can be seen of a notebook without running it: is it whole, in order, readable, and the same everywhere?"""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PATHS = sorted(path for path in ROOT.glob("notebooks/**/*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+STUDENT = {path for path in PATHS if path.parent.name == "exercises"}  # not executed: stubs
+BADGE = "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({})"
+COLAB = "https://colab.research.google.com/github/cppo-ref/cppo_ref/blob/main/{}"
+SETUP = """import sys
+
+if "google.colab" in sys.modules:  # elsewhere: see notebook 00
+    %pip install -q "cppo_ref @ git+https://github.com/cppo-ref/cppo_ref@main" "bitsandbytes==0.50.2\""""
+MARKERS = re.compile(r"# NBVAL_(CHECK_OUTPUT|IGNORE_OUTPUT|SKIP|TEST_NAME: .+)")
+FIGURE = re.compile(r"\*\*Figure (\d+)\.\*\* \S")
+
+every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(ROOT / "notebooks")))
+executed_notebook = pytest.mark.parametrize(
+    "path", [path for path in PATHS if path not in STUDENT], ids=lambda path: str(path.relative_to(ROOT / "notebooks"))
+)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_of(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def python_of(cell):
+    """A code cell as Python: IPython's lines (%magic, !command) become pass."""
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.M)
+
+
+def has_image(cell):
+    return any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {}))
+
+
+def test_there_are_notebooks():
+    assert len(PATHS) > len(STUDENT) > 0
+
+
+@every_notebook
+def test_it_is_a_valid_notebook_of_at_most_1_mb(path):
+    nbformat.validate(read(path))
+    assert path.stat().st_size <= 1_000_000
+    metadata = read(path).metadata
+    assert metadata.kernelspec.name == "python3"
+    assert "widgets" not in metadata, "GitHub shows such notebooks as invalid"
+    assert "jupytext" not in metadata
+
+
+@executed_notebook
+def test_it_was_executed_from_top_to_bottom_without_an_error(path):
+    cells = [cell for cell in code_of(path) if cell.source.strip()]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        allowed = "raises-exception" in cell.metadata.get("tags", [])
+        errors = [output.evalue for output in cell.outputs if output.output_type == "error"]
+        assert allowed or not errors, f"{cell.source[:60]!r}: {errors}"
+
+
+@every_notebook
+def test_it_begins_with_title_badge_and_what_it_takes(path):
+    first = read(path).cells[0]
+    assert first.cell_type == "markdown"
+    assert re.match(rf"# {path.name[:2]} · \S", first.source)
+    url = COLAB.format(path.relative_to(ROOT))
+    assert BADGE.format(url) in first.source.split("\n"), f"the badge must open {url}"
+    for part in ("**Goals**", "**You need**", "**Time**", "**Hardware**"):
+        assert part in first.source
+
+
+@every_notebook
+def test_the_set_up_cell_is_the_same_everywhere_and_comes_before_the_imports(path):
+    first = code_of(path)[0]
+    assert read(path).cells[1] == first
+    assert first.source == SETUP
+    assert first.metadata.tags == ["nbval-skip"]
+    assert first.outputs == []
+
+
+@every_notebook
+def test_its_code_is_python_in_cells_of_at_most_25_lines(path):
+    for cell in code_of(path):
+        ast.parse(python_of(cell))
+        assert cell.source.count("\n") < 25, cell.source[:60]
+        assert not cell.source.rstrip().endswith(";"), "nbval shows what a trailing ; hides: use _ = or plt.show()"
+        for forbidden in ("clear_output", "tqdm.notebook", "ipywidgets"):
+            assert forbidden not in cell.source, "GitHub and nbval show none of these"
+
+
+@every_notebook
+def test_markers_of_nbval_are_lines_of_their_own(path):
+    for cell in code_of(path):
+        for line in cell.source.split("\n"):
+            assert "NBVAL_" not in line or MARKERS.fullmatch(line), f"nbval does not see {line!r}"
+
+
+@executed_notebook
+def test_a_description_follows_every_figure(path):
+    cells = read(path).cells
+    numbers = []
+    for cell, after in zip(cells, [*cells[1:], None], strict=True):
+        if cell.cell_type == "code" and has_image(cell):
+            assert after is not None and after.cell_type == "markdown", f"nothing follows the figure of {cell.source[:60]!r}"
+            match = FIGURE.match(after.source)
+            assert match, f"no **Figure N.** after {cell.source[:60]!r}"
+            assert len(after.source.split()) >= 15, "a description and a takeaway need more words"
+            numbers.append(int(match[1]))
+    assert numbers == list(range(1, len(numbers) + 1))
+    described = [cell for cell in cells if cell.cell_type == "markdown" and FIGURE.match(cell.source)]
+    assert len(described) == len(numbers), "a description without a figure"
+
+
+@every_notebook
+def test_its_links_to_files_of_the_project_lead_somewhere(path):
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", cell.source):
+                assert (path.parent / target).exists(), f"{target} is not there"
+
+
+@every_notebook
+def test_every_detail_that_unfolds_folds_again(path):
+    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    assert text.count("<details>") == text.count("</details>") == text.count("<summary>") == text.count("</summary>")
+
+
+@executed_notebook
+def test_a_teaching_notebook_has_its_parts_and_asserts(path):
+    number = int(path.name[:2])
+    cells = read(path).cells
+    assert any("assert" in cell.source or "check_" in cell.source for cell in cells if cell.cell_type == "code")
+    if path.parent.name == "notebooks" and 1 <= number <= 6:
+        headings = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.split("\n")]
+        for part in ("## How this breaks", "## Exercises", "## Recap", "## Further reading"):
+            assert any(line.startswith(part) for line in headings), part
+        assert any("**Predict" in line for line in headings)

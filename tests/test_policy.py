@@ -1,0 +1,196 @@
+"""The policy: what is quantised, what trains, padding, the reference, and sampling."""
+
+import bitsandbytes as bnb
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cppo_ref.datasets import load_rows, row_at
+from cppo_ref.policy import LoraOptions, choose_dtype, load_policy
+from cppo_ref.rollouts import completion_mask, generate_rollouts
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy("tiny", lora=LoraOptions(seed=3))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rows = load_rows("shapes", "test")
+    return [row_at(rows, i) for i in range(4)]
+
+
+def roll(policy, rows, seed=0, **options):
+    rng = torch.Generator().manual_seed(seed)
+    return generate_rollouts(policy, rows, rng=rng, **{"group_size": 2, "max_new_tokens": 24, **options})
+
+
+def scores(policy, prompts, rollouts):
+    with torch.no_grad():
+        return policy.score(prompts, rollouts.completion_ids, rollouts.completion_mask)
+
+
+def test_only_the_language_model_is_in_4_bits(policy):
+    quantised = [name for name, module in policy.model.named_modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert len(quantised) == 3 * 7  # layers × (q, k, v, o, gate, up, down)
+    assert all("language_model.layers" in name for name in quantised)
+    assert "Linear4bit" not in str(type(policy.model.get_base_model().lm_head))
+
+
+def test_only_adapters_train_and_they_sit_in_vision_and_language(policy):
+    names = [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name for name in names)
+    assert sum("vision_tower" in name for name in names) == 2 * 2 * 6  # A and B × layers × (q, k, v, out, fc1, fc2)
+    assert sum("language_model" in name for name in names) == 2 * 3 * 7
+    assert all(parameter.dtype == torch.float32 for parameter in policy.trainable)
+
+
+def test_the_same_seed_gives_the_same_adapters_and_leaves_the_global_generator_alone(policy):
+    torch.manual_seed(9)
+    expected = torch.rand(3)
+    torch.manual_seed(9)
+    again, other = load_policy("tiny", lora=LoraOptions(seed=3)), load_policy("tiny", lora=LoraOptions(seed=4))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(a, b) for a, b in zip(policy.trainable, again.trainable, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(policy.trainable, other.trainable, strict=True))
+
+
+def test_more_padding_changes_no_logit(policy, rows):
+    rollouts = roll(policy, rows)
+    prompts = rollouts.prompts.take(rollouts.prompt_of_row)
+    plain = scores(policy, prompts, rollouts)
+    b, pad = len(plain), policy.tokenizer.pad_token_id
+    wider = dict(prompts.inputs)
+    wider["input_ids"] = torch.cat([torch.full((b, 7), pad), wider["input_ids"]], dim=1)
+    wider["attention_mask"] = torch.cat([torch.zeros(b, 7, dtype=torch.long), wider["attention_mask"]], dim=1)
+    padded = scores(policy, type(prompts)(wider), rollouts)
+    assert_close(padded, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_the_side_of_the_padding_changes_no_logit(policy, rows):
+    rollouts = roll(policy, rows)
+    prompts = rollouts.prompts.take(rollouts.prompt_of_row)
+    b, pad = len(prompts), policy.tokenizer.pad_token_id
+    right = dict(prompts.inputs)
+    right["input_ids"] = torch.cat([right["input_ids"], torch.full((b, 5), pad)], dim=1)
+    right["attention_mask"] = torch.cat([right["attention_mask"], torch.zeros(b, 5, dtype=torch.long)], dim=1)
+    mask = rollouts.completion_mask
+    first = scores(policy, prompts, rollouts)[:, 1:][mask[:, 1:]]  # the first token is predicted at the prompt's end
+    moved = scores(policy, type(prompts)(right), rollouts)[:, 1:][mask[:, 1:]]
+    assert_close(moved, first, atol=1e-5, rtol=1e-5)
+
+
+def test_completion_padding_changes_no_logit(policy, rows):
+    rollouts = roll(policy, rows)
+    prompts = rollouts.prompts.take(rollouts.prompt_of_row)
+    extra = torch.zeros(len(prompts), 6, dtype=torch.long)
+    with torch.no_grad():
+        longer = policy.score(
+            prompts,
+            torch.cat([rollouts.completion_ids, extra + policy.tokenizer.pad_token_id], dim=1),
+            torch.cat([rollouts.completion_mask, extra.bool()], dim=1),
+        )
+    mask = rollouts.completion_mask
+    assert_close(longer[:, :-6][mask], scores(policy, prompts, rollouts)[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_scoring_agrees_with_a_plain_forward_of_each_row_alone(policy, rows):
+    rollouts = roll(policy, rows)
+    together = scores(policy, rollouts.prompts.take(rollouts.prompt_of_row), rollouts)
+    for i in range(3):
+        row = rows[int(rollouts.prompt_of_row[i])]
+        alone = policy.encode([row["image"]], [row["question"]]).inputs
+        n = int(rollouts.completion_mask[i].sum())
+        ids = torch.cat([alone["input_ids"], rollouts.completion_ids[i : i + 1, :n]], dim=1)
+        with torch.no_grad():
+            logits = policy.model(input_ids=ids, pixel_values=alone["pixel_values"], attention_mask=torch.ones_like(ids)).logits
+        start = alone["input_ids"].shape[1]
+        assert_close(together[i, :n], logits[0, start - 1 : start - 1 + n].float(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_temperature_divides_the_logits(policy, rows):
+    rollouts = roll(policy, rows)
+    args = (rollouts.prompts.take(rollouts.prompt_of_row), rollouts.completion_ids, rollouts.completion_mask)
+    with torch.no_grad():
+        assert_close(policy.score(*args, temperature=2.0) * 2, policy.score(*args))
+
+
+def test_the_reference_is_the_model_without_adapters(rows):
+    trained, bare = load_policy("tiny"), load_policy("tiny", lora=None)
+    for parameter in trained.trainable:
+        parameter.data += 0.05
+    rollouts = roll(bare, rows)
+    prompts = rollouts.prompts.take(rollouts.prompt_of_row)
+    plain = scores(bare, prompts, rollouts)
+    assert (scores(trained, prompts, rollouts) - plain).abs().max() > 0.1
+    with trained.reference():
+        assert_close(scores(trained, prompts, rollouts), plain)
+
+
+def test_sampling_is_a_function_of_its_generator(policy, rows):
+    first, again, other = roll(policy, rows), roll(policy, rows), roll(policy, rows, seed=1)
+    assert first.texts == again.texts
+    assert first.texts != other.texts
+
+
+def test_sampled_frequencies_follow_the_scored_probabilities(policy, rows):
+    """The first listed cell, 2000 samples of one prompt, against the probabilities that teacher forcing gives."""
+    rollouts = roll(policy, rows[:1], group_size=2000, max_new_tokens=2)
+    ids = rollouts.completion_ids
+    start = policy.tokenizer.convert_tokens_to_ids("<think>")
+    second = ids[ids[:, 0] == start, 1]
+    with torch.no_grad():
+        logits = policy.score(rollouts.prompts, ids[:1], rollouts.completion_mask[:1])
+    probabilities = logits[0, 1].softmax(dim=-1)
+    frequencies = torch.bincount(second, minlength=len(probabilities)) / len(second)
+    assert_close(frequencies, probabilities, atol=0.04, rtol=0)
+
+
+def test_placeholders_and_padding_are_never_sampled(rows):
+    policy = load_policy("tiny")
+    image = policy.model.config.image_token_id
+    policy.model.get_base_model().lm_head.weight.data[:, :] = 0  # every token equally likely
+    rollouts = roll(policy, rows, group_size=16, max_new_tokens=32)
+    sampled = set(rollouts.completion_ids[rollouts.completion_mask].tolist())
+    assert len(sampled) > 30
+    assert not sampled & {image, policy.tokenizer.pad_token_id}
+
+
+def test_greedy_decoding_repeats_itself_whatever_the_seed(policy, rows):
+    assert roll(policy, rows, temperature=0).texts == roll(policy, rows, seed=5, temperature=0).texts
+
+
+MASKS = [
+    # ids (9 = end, 0 = pad)      expected                          why
+    ([4, 5, 9, 0, 0], [9], [1, 1, 1, 0, 0]),  # the end counts, padding does not
+    ([4, 5, 9, 9, 9], [9], [1, 1, 1, 0, 0]),  # pad = end: only the first is an action
+    ([9, 0, 0, 0, 0], [9], [1, 0, 0, 0, 0]),  # an empty completion is one action
+    ([4, 5, 6, 7, 8], [9], [1, 1, 1, 1, 1]),  # cut before its end
+    ([4, 8, 5, 9, 0], [8, 9], [1, 1, 0, 0, 0]),  # two kinds of end
+]
+
+
+@pytest.mark.parametrize(("ids", "ends", "expected"), MASKS)
+def test_completion_mask(ids, ends, expected):
+    assert completion_mask(torch.tensor([ids]), ends).int().tolist() == [expected]
+
+
+def test_dtype_follows_the_device(monkeypatch):
+    gpu = torch.device("cuda")
+    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert choose_dtype("auto", gpu) == torch.float16  # T4
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert choose_dtype("auto", gpu) == torch.bfloat16
+    assert choose_dtype("float32", gpu) == torch.float32
+
+
+def test_4_bit_weights_cost_little(rows):
+    """NF4 and float32 policies give nearby distributions: what is trained is the model that was loaded."""
+    quantised, plain = load_policy("tiny", lora=None), load_policy("tiny", quantize="none", lora=None)
+    rollouts = roll(plain, rows)
+    prompts = rollouts.prompts.take(rollouts.prompt_of_row)
+    a, b = (scores(p, prompts, rollouts).softmax(dim=-1)[rollouts.completion_mask] for p in (quantised, plain))
+    assert np.median((a - b).abs().sum(dim=-1).numpy()) < 0.15

@@ -1,0 +1,125 @@
+"""Whole runs: resume bit for bit, survive SIGKILL, keep the right checkpoints, export."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cppo_ref.checkpoints import best_checkpoint, checkpoints, read_state, save_checkpoint
+from cppo_ref.config import CPPOConfig, InputError
+from cppo_ref.policy import load_policy
+from cppo_ref.training import train
+
+SMALL = {"prompts_per_step": 2, "group_size": 4, "eval_rows": 0, "save_every": 2, "cpl_weight": 0.1, "warmup_steps": 3}
+
+
+def run(folder, steps, resume=False, **changes):
+    config = CPPOConfig.from_dict({**SMALL, "output": str(folder), "steps": steps, **changes})
+    return train(config, resume=resume, progress=False)
+
+
+def adapter_bytes(result):
+    return (result.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def without_seconds(history):
+    return [{key: value for key, value in step.items() if not key.startswith("seconds")} for step in history]
+
+
+def test_two_steps_and_two_more_are_four_steps_to_the_bit(tmp_path):
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "halves", 2)
+    halves = run(tmp_path / "halves", 4, resume=True)
+    assert adapter_bytes(halves) == adapter_bytes(whole)
+    assert without_seconds(halves.history) == without_seconds(whole.history)
+    for name in ("completions.jsonl",):
+        assert (halves.output / name).read_text() == (whole.output / name).read_text()
+    assert sum(step["perturbed_rows"] for step in whole.history) > 0
+
+
+def test_a_killed_run_resumes_to_the_same_adapter(tmp_path):
+    whole = run(tmp_path / "whole", 5, save_every=1)
+    options = [
+        f"--{key}={value}" for key, value in {**SMALL, "save_every": 1, "steps": 5, "output": tmp_path / "killed"}.items()
+    ]
+    command = [sys.executable, "-m", "cppo_ref", "train", *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not checkpoints(tmp_path / "killed") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    killed = run(tmp_path / "killed", 5, resume=True, save_every=1)
+    assert adapter_bytes(killed) == adapter_bytes(whole)
+
+
+def test_a_log_line_that_was_cut_is_written_again(tmp_path):
+    result = run(tmp_path / "a", 2)
+    with (result.output / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "rewa')
+    resumed = run(tmp_path / "a", 3, resume=True)
+    steps = [json.loads(line)["step"] for line in (resumed.output / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2]
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
+    policy = load_policy("tiny")
+    optimizer = torch.optim.AdamW(policy.trainable)
+    for step, score in enumerate([0.1, 0.9, 0.2, 0.3, 0.4], start=1):
+        save_checkpoint(tmp_path, step, policy, optimizer, score, keep=2)
+    assert [read_state(path)["step"] for path in checkpoints(tmp_path)] == [2, 4, 5]
+    assert read_state(best_checkpoint(tmp_path))["score"] == 0.9
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def test_a_non_finite_loss_saves_what_is_good_first(tmp_path, monkeypatch):
+    from cppo_ref import updates
+
+    real, calls = updates.clipped_surrogate, []
+
+    def broken(*args, **kwargs):
+        calls.append(1)
+        return real(*args, **kwargs) * (float("nan") if len(calls) > 1 else 1.0)
+
+    monkeypatch.setattr(updates, "clipped_surrogate", broken)
+    with pytest.raises(ArithmeticError, match=r"step 1: loss is nan.*last good state is in"):
+        run(tmp_path / "a", 4)
+    monkeypatch.undo()
+    resumed = run(tmp_path / "a", 4, resume=True)
+    assert adapter_bytes(resumed) == adapter_bytes(run(tmp_path / "b", 4))
+
+
+def test_two_runs_with_one_seed_are_the_same_and_with_another_are_not(tmp_path):
+    first, again, other = run(tmp_path / "a", 1), run(tmp_path / "b", 1), run(tmp_path / "c", 1, seed=1)
+    assert adapter_bytes(first) == adapter_bytes(again)
+    assert adapter_bytes(first) != adapter_bytes(other)
+
+
+def test_training_raises_the_reward(tmp_path):
+    """A short real QLoRA run: the reward of its last eight steps is above that of its first eight."""
+    result = train(CPPOConfig(output=str(tmp_path / "a"), steps=30, eval_rows=0), progress=False)
+    rewards = [step["reward"] for step in result.history]
+    assert sum(rewards[-8:]) / 8 > sum(rewards[:8]) / 8 + 0.03
+
+
+def test_the_merged_model_computes_what_the_policy_computes(tmp_path):
+    from cppo_ref.export import export_merged
+
+    result = run(tmp_path / "a", 2)
+    policy = load_policy("tiny", adapter=str(result.adapter))
+    for parameter in policy.trainable:
+        parameter.data += 0.02  # far enough from the base that a merge without adapters would be seen
+    policy.model.save_pretrained(tmp_path / "moved")
+    report = export_merged("tiny", str(tmp_path / "moved"), tmp_path / "merged")
+    assert float(report.rsplit(" ", 2)[1]) < 1e-3
+    merged = load_policy(str(tmp_path / "merged"), quantize="none", lora=None)
+    assert {p.dtype for p in merged.model.parameters()} == {torch.float32}
+    assert "quantization_config" not in json.loads(Path(tmp_path / "merged" / "config.json").read_text())
+    with pytest.raises(InputError, match="dtype"):
+        export_merged("tiny", str(result.adapter), tmp_path / "other", "int8")

@@ -1,0 +1,209 @@
+"""The training step: exactness of the gate, of micro-batches, of λ = 0, and a short real QLoRA run."""
+
+import dataclasses
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.testing import assert_close
+
+from cppo_ref.config import CPPOConfig
+from cppo_ref.cpl import contrastive_perception_loss, view_divergence
+from cppo_ref.datasets import load_rows, step_rows
+from cppo_ref.grpo import group_advantages, token_logprobs
+from cppo_ref.perception import entropy_shift, select_perception_tokens, token_entropy
+from cppo_ref.policy import LoraOptions, load_policy
+from cppo_ref.rewards import reward
+from cppo_ref.rollouts import generate_rollouts
+from cppo_ref.training import cppo_step, encode_views, with_perception_tokens, with_reference
+from cppo_ref.updates import Batch, NonFiniteError, loss_terms, stream_seed, update
+
+CONFIG = CPPOConfig(prompts_per_step=3, group_size=4, cpl_weight=0.5)
+
+
+@pytest.fixture
+def rows():
+    return step_rows(load_rows("shapes", "train"), CONFIG.prompts_per_step, 0, CONFIG.seed)
+
+
+@pytest.fixture
+def policy():
+    """The tiny policy in NF4, its adapters nudged off zero so that it differs from the reference."""
+    policy = load_policy("tiny")
+    generator = torch.Generator().manual_seed(1)
+    for parameter in policy.trainable:
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return policy
+
+
+def make_batch(policy, rows, config=CONFIG):
+    rng = torch.Generator().manual_seed(0)
+    rollouts = generate_rollouts(policy, rows, group_size=config.group_size, max_new_tokens=config.max_new_tokens, rng=rng)
+    rewards = torch.tensor([0.1, 1.0, 0.1, 0.1] * len(rows))
+    advantages = group_advantages(rewards, config.group_size)
+    batch = Batch(rollouts, rewards, advantages, advantages > 0)
+    return with_perception_tokens(policy, with_reference(policy, batch, config), config, step=0)
+
+
+def optimizer_for(policy):
+    return torch.optim.SGD(policy.trainable, lr=1e-2)  # SGD: a parameter's change is its gradient
+
+
+def gradients(policy, batch, config, accelerator):
+    still = torch.optim.SGD(policy.trainable, lr=0.0)
+    update(policy, still, batch, torch.arange(len(batch.rewards)), config, accelerator)
+    return [parameter.grad.clone() for parameter in policy.trainable]
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def test_gating_changes_neither_loss_nor_gradient(policy, rows):
+    """Against a plain implementation that scores every view of every row and multiplies by the gate afterwards."""
+    batch = make_batch(policy, rows)
+    rollouts, ids, mask = batch.rollouts, batch.rollouts.completion_ids, batch.rollouts.completion_mask
+    weights, cpl_weights = mask / mask.sum(), batch.selected / batch.selected.sum()
+    everyone = torch.arange(len(ids))
+    gated = loss_terms(policy, batch, everyone, weights, cpl_weights, CONFIG)["cpl"]
+    gated_gradients = torch.autograd.grad(gated, policy.trainable)
+
+    preserved, removed = encode_views(policy, rollouts, CONFIG, step=0)
+    original, plus, minus = (
+        policy.score(view.take(rollouts.prompt_of_row), ids, mask) for view in (rollouts.prompts, preserved, removed)
+    )
+    removed_entropy = token_entropy(minus).detach()
+    shift = entropy_shift(token_entropy(original).detach(), removed_entropy, mask)
+    selected = select_perception_tokens(shift, removed_entropy, mask, ranking="absolute") & (batch.advantages > 0)[:, None]
+    kl_plus, kl_minus = (view_divergence(original, view, ids, detach_anchor=True) for view in (plus, minus))
+    plain = contrastive_perception_loss(kl_plus, kl_minus, selected)
+
+    assert torch.equal(selected, batch.selected)
+    assert 0 < int(batch.gate.sum()) < len(ids)
+    assert_close(gated, plain, atol=1e-6, rtol=1e-6)
+    for gated_gradient, gradient in zip(gated_gradients, torch.autograd.grad(plain, policy.trainable), strict=True):
+        assert_close(gated_gradient, gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_the_micro_batch_size_never_changes_the_gradient(policy, rows, accelerator, aggregation):
+    whole = dataclasses.replace(CONFIG, aggregation=aggregation, max_grad_norm=1e9)
+    batch = make_batch(policy, rows, whole)
+    reference = gradients(policy, batch, whole, accelerator)
+    assert max(gradient.abs().max() for gradient in reference) > 1e-3
+    for size in (1, 5):
+        again = gradients(policy, batch, dataclasses.replace(whole, micro_batch_size=size), accelerator)
+        for got, want in zip(again, reference, strict=True):
+            assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_the_perturbed_forwards_run_for_the_rows_with_a_positive_advantage_only(policy, rows):
+    scored = []
+    score = policy.score
+    policy.score = lambda prompts, *args, **kwargs: (scored.append(len(prompts)), score(prompts, *args, **kwargs))[1]
+    metrics, batch = cppo_step(policy, optimizer_for(policy), rows, CONFIG, step=0)
+    positive = int((batch.advantages > 0).sum())
+    assert metrics.perturbed_rows == metrics.gated_rows == positive > 0
+    original, removed = positive, positive  # detection, without graph
+    looked = int(batch.selected.any(dim=1).sum())
+    assert sum(scored) == 12 + original + removed + 12 + 2 * looked  # reference, detection, update with both views
+
+
+def plain_grpo_step(policy, optimizer, rows, config, step):
+    """GRPO written out without the package's training code: on-policy, so the surrogate's gradient is A · ∇log π."""
+    rng = torch.Generator().manual_seed(stream_seed(config.seed, step, 0))
+    rollouts = generate_rollouts(policy, rows, group_size=config.group_size, max_new_tokens=config.max_new_tokens, rng=rng)
+    rewards = torch.tensor([reward(t, a) for t, a in zip(rollouts.texts, rollouts.answers, strict=True)])
+    advantages = group_advantages(rewards, config.group_size)
+    prompts = rollouts.prompts.take(rollouts.prompt_of_row)
+    ids, mask = rollouts.completion_ids, rollouts.completion_mask
+    with policy.reference():
+        ref = token_logprobs(policy.score(prompts, ids, mask), ids)
+    optimizer.zero_grad()
+    logprobs = token_logprobs(policy.score(prompts, ids, mask), ids)
+    ratio = (logprobs - logprobs.detach()).exp()
+    difference = ref - logprobs
+    kl = torch.expm1(difference) - difference
+    weights = (mask.float() / mask.sum())[mask]
+    loss = (-(ratio * advantages[:, None])[mask] * weights).sum() + config.kl_weight * (kl[mask] * weights).sum()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(policy.trainable, config.max_grad_norm)
+    optimizer.step()
+
+
+def test_lambda_zero_is_grpo_to_the_bit(rows):
+    config = dataclasses.replace(CONFIG, cpl_weight=0.0)
+    ours, plain = load_policy("tiny"), load_policy("tiny")
+    for step in range(2):
+        metrics, _ = cppo_step(ours, optimizer_for(ours), rows, config, step)
+        plain_grpo_step(plain, optimizer_for(plain), rows, config, step)
+        assert metrics.perturbed_rows == 0
+        assert metrics.updates == 1
+    changed = load_policy("tiny")
+    assert any(not torch.equal(a, b) for a, b in zip(ours.trainable, changed.trainable, strict=True))
+    for got, want in zip(ours.trainable, plain.trainable, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_identical_views_give_no_shift_and_select_nothing(policy, rows, monkeypatch):
+    monkeypatch.setattr("cppo_ref.training.remove", lambda image, *_: image)
+    batch = make_batch(policy, rows)
+    assert batch.shift.abs().max() == 0
+    assert not batch.selected.any()
+
+
+def test_identical_views_cost_log_two(policy, rows, monkeypatch):
+    batch = make_batch(policy, rows)
+    same = dataclasses.replace(batch, preserved=batch.rollouts.prompts, removed=batch.rollouts.prompts)
+    mask = batch.rollouts.completion_mask
+    terms = loss_terms(policy, same, torch.arange(12), mask / mask.sum(), batch.selected / batch.selected.sum(), CONFIG)
+    assert_close(terms["cpl"].item(), 0.6931472, atol=1e-5, rtol=0)
+
+
+def test_a_step_without_any_signal_updates_nothing(policy, rows, monkeypatch):
+    monkeypatch.setattr("cppo_ref.training.reward", lambda text, answer: 0.1)
+    before = [parameter.clone() for parameter in policy.trainable]
+    config = dataclasses.replace(CONFIG, kl_weight=0.0)
+    metrics, _ = cppo_step(policy, optimizer_for(policy), rows, config, step=0)
+    assert (metrics.updates, metrics.zero_variance_groups, metrics.perturbed_rows) == (0, 1.0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable, strict=True))
+
+
+def test_dead_groups_still_feel_the_kl(policy, rows, monkeypatch):
+    monkeypatch.setattr("cppo_ref.training.reward", lambda text, answer: 0.1)
+    metrics, _ = cppo_step(policy, optimizer_for(policy), rows, CONFIG, step=0)
+    assert metrics.updates == 1
+    assert metrics.grad_norm > 0
+
+
+def test_a_non_finite_loss_stops_before_the_parameters_change(policy, rows, monkeypatch):
+    before = [parameter.clone() for parameter in policy.trainable]
+    monkeypatch.setattr("cppo_ref.updates.clipped_surrogate", lambda logprobs, *_, **__: logprobs * float("nan"))
+    with pytest.raises(NonFiniteError, match="loss is nan"):
+        cppo_step(policy, optimizer_for(policy), rows, CONFIG, step=0)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable, strict=True))
+
+
+def test_several_minibatches_and_epochs_go_off_policy(policy, rows):
+    config = dataclasses.replace(CONFIG, num_minibatches=3, num_epochs=2, clip_low=1e-4, clip_high=1e-4)
+    metrics, batch = cppo_step(policy, optimizer_for(policy), rows, config, step=0)
+    assert metrics.updates == 6
+    assert batch.old_logprobs is not None
+    assert metrics.clip_fraction > 0
+
+
+@pytest.mark.parametrize("preset", ["paper", "verl", "areal", "cppo-ref", "grpo"])
+def test_every_preset_takes_a_step(policy, rows, preset):
+    config = CPPOConfig.preset(preset, prompts_per_step=3, group_size=4)
+    before = [parameter.clone() for parameter in policy.trainable]
+    metrics, _ = cppo_step(policy, optimizer_for(policy), rows, config, step=0)
+    assert (metrics.cpl > 0) == (preset != "grpo")
+    assert any(not torch.equal(a, b) for a, b in zip(before, policy.trainable, strict=True))
+
+
+def test_language_only_adapters_leave_the_vision_tower_alone():
+    policy = load_policy("tiny", lora=LoraOptions(scope="language"))
+    names = [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]
+    assert names
+    assert all("language_model" in name for name in names)
