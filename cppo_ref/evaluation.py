@@ -19,7 +19,15 @@ from cppo_ref.rollouts import Rollouts, generate_rollouts
 from cppo_ref.shapes import TokenLabel, label_tokens
 
 IMAGES_PER_BATCH = 64
-DETECTOR_VIEWS = (("noise_patches", 2.0), ("noise_patches", 1.0), ("zoom_crop", 1.0), ("patch_mask", 1.0), ("blank", 1.0))
+DETECTOR_VIEWS = (
+    ("noise_patches", 4.0),
+    ("noise_patches", 2.0),
+    ("noise_patches", 1.0),
+    ("black_squares", 1.0),
+    ("zoom_crop", 1.0),
+    ("patch_mask", 1.0),
+    ("blank", 1.0),
+)
 
 
 @dataclass(frozen=True)

@@ -83,14 +83,14 @@ def sample_row(rng: np.random.Generator, level: Level) -> dict:
 
 
 def draw(objects: list[dict], rng: np.random.Generator, size: int = IMAGE_SIZE) -> Image.Image:
-    """Paint the cells on a square RGB picture; position and size of each shape vary by a pixel or two."""
+    """Paint the cells on a square RGB picture; position and size of each shape vary by a pixel or so."""
     grid = round(len(objects) ** 0.5)
     cell = size / grid
     image = Image.new("RGB", (size, size), BACKGROUND)
     canvas = ImageDraw.Draw(image)
     for index, thing in enumerate(objects):
-        center = (np.array([index % grid, index // grid]) + 0.5) * cell + rng.uniform(-0.12, 0.12, 2) * cell
-        radius = cell * rng.uniform(0.18, 0.28)
+        center = (np.array([index % grid, index // grid]) + 0.5) * cell + rng.uniform(-0.06, 0.06, 2) * cell
+        radius = cell * rng.uniform(0.3, 0.42)
         if thing["color"] != EMPTY:
             _draw_shape(canvas, thing["kind"], COLORS[thing["color"]], center, radius)
     return image

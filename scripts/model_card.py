@@ -46,10 +46,9 @@ Strength 1 is the authors'; precision and recall are of the top half by ΔH.
 `python -m cppo_ref pretrain --output data/tiny-vlm`: {steps} steps of {batch_size} fresh examples, AdamW, one-cycle to {learning_rate}, seed {seed_pretrain},
 {minutes:.0f} minutes on {threads} CPU threads (torch {torch}; `pretraining.json`).
 
-- Pictures: {hard_percent:.0f} % of the steps at the hard level (4×4), the others easy (3×3); half clean, 30 % occluded by 10–150 noise patches,
+- Pictures: {hard_percent:.0f} % of the steps at the hard level (4×4), the others easy (3×3); half clean, 30 % occluded by 10–120 noise patches,
   20 % zoom-cropped, all with the labels of the clean picture.
 - Text: the cells, row by row, then the count in the paper's format; {guess_percent:.0f} % of the listed cells are uniform guesses, counted without error.
-- {text_percent:.0f} % of the steps have no picture and teach counting alone, with counts of every size. Counts weigh five times as much as other tokens.
 
 Colours are words of a vocabulary of 40; shape kinds vary and are never asked.
 """
@@ -74,7 +73,7 @@ def card() -> str:
     return CARD.format(**values, minutes=record["seconds"] / 60)
 
 
-SHARES = {"hard": "hard_share", "guess": "guess_rate", "text": "text_share"}
+SHARES = {"hard": "hard_share", "guess": "guess_rate"}
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import peft.peft_model
 import pytest
 import torch
+from jaxtyping import config as jaxtyping_config
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -23,6 +24,14 @@ from cppo_ref.pretraining import build_model, build_processor
 
 TRAIN = "train --model model --steps 1 --prompts_per_step 3 --group_size 2 --max_new_tokens 2 --eval_rows 0"
 HUGE = "how many red shapes? " * 100
+
+
+@pytest.fixture(autouse=True, scope="module")
+def users_have_no_type_checker():
+    """The tests' checker would speak before the package does."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
 
 
 def png_claiming(width, height):
@@ -57,7 +66,7 @@ def write_bad_rows(folder):
     listed = datasets.Features({"images": datasets.List(datasets.Image()), "problem": text, "answer": text})
     rows = [{"images": [image], "problem": "?", "answer": "1"} for image in (picture, picture, bad["garbage"]["image"])]
     datasets.Dataset.from_list(rows, features=listed).to_parquet(folder / "garbage-listed.parquet")
-    datasets.Dataset.from_list([], features=features).to_parquet(folder / "empty.parquet")
+    datasets.Dataset.from_dict({name: [] for name in features}, features=features).to_parquet(folder / "empty.parquet")
     (folder / "empty.jsonl").write_text("")
     (folder / "broken.parquet").write_text("no parquet")
     (folder / "broken.jsonl").write_text('{"image": ')
@@ -81,16 +90,10 @@ def place(tmp_path_factory):
     (folder / "other-model" / "config.json").write_text('{"model_type": "bert"}')
     (folder / "file").write_text("mine")
     write_bad_rows(folder)
-    settings = {
-        "typo": {"stpes": 3},
-        "list": [3],
-        "text": {"steps": "many"},
-        "flag": {"detach_anchor": "no"},
-        "null": {"tau": None},
-    }
-    for name, values in settings.items():
-        (folder / f"{name}.json").write_text(json.dumps(values))
-    (folder / "cut.json").write_text('{"steps": ')
+    settings = {"typo": '{"stpes": 3}', "list": "[3]", "text": '{"steps": "many"}', "flag": '{"detach_anchor": "no"}'}
+    settings |= {"null": '{"tau": null}', "cut": '{"steps": '}
+    for name, text in settings.items():
+        (folder / f"{name}.json").write_text(text)
     (folder / "binary.json").write_bytes(b"\xff\xfe\x00")
     previous = os.getcwd()
     os.chdir(folder)
@@ -223,9 +226,10 @@ def test_images_of_all_kinds_go_from_file_to_pixels(mode, suffix, size, policy, 
         assert (pixels - policy.encode([grey("RGB")], ["?"]).inputs["pixel_values"]).abs().max() < 0.05
 
 
-@pytest.mark.parametrize(
-    "source", [None, "", b"", 3, {}, {"bytes": None, "path": None}, [], ["a.png", "b.png"], "absent.png"], ids=str
-)
+NO_IMAGES = [None, "", b"", 3, {}, {"bytes": None, "path": None}, [], ["a.png", "b.png"], "absent.png"]
+
+
+@pytest.mark.parametrize("source", NO_IMAGES, ids=str)
 def test_what_is_no_image_is_refused(source):
     with pytest.raises(InputError, match="image"):
         open_image(source)

@@ -143,3 +143,23 @@ def test_a_teaching_notebook_has_its_parts_and_asserts(path):
         for part in ("## How this breaks", "## Exercises", "## Recap", "## Further reading"):
             assert any(line.startswith(part) for line in headings), part
         assert any("**Predict" in line for line in headings)
+
+
+GUIDE = (ROOT / "docs" / "instructor-guide.md").read_text()
+
+
+def test_the_instructor_guide_points_at_files_figures_and_sections_that_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", GUIDE):
+        assert (ROOT / "docs" / target).exists(), target
+    for target, said in re.findall(r"\]\(\.\./(notebooks/[\w./]+)\)([^|\[\n]*)", GUIDE):
+        text = "\n".join(cell.source for cell in read(ROOT / target).cells if cell.cell_type == "markdown")
+        for kind, there in (("Figure", r"\*\*Figure {}\.\*\*"), ("section", r"(?m)^## {}\. ")):
+            for numbers in re.findall(rf"{kind}s? (\d+(?:(?: and | to |, )\d+)*)", said):
+                for number in re.findall(r"\d+", numbers):
+                    assert re.search(there.format(number), text), f"{target} has no {kind} {number}"
+
+
+def test_the_instructor_guide_names_exercises_that_exist():
+    for chapter, number in set(re.findall(r"\b(0[1-6])\.(\d)\b", GUIDE)):
+        (path,) = ROOT.glob(f"notebooks/exercises/{chapter}_*.ipynb")
+        assert f"## {number}. " in path.read_text(), f"there is no exercise {chapter}.{number}"

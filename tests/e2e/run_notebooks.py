@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, TimeoutError, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
@@ -39,7 +39,11 @@ FINISHED = """() => {
   return errors.length > 0 || (cells.length > 0 && numbers.every(number => /^\\[\\d+\\]:$/.test(number)));
 }"""
 ERRORS = '.jp-Notebook [data-mime-type="application/vnd.jupyter.error"]'
-HEIGHT = "() => document.querySelector('.jp-Notebook .jp-WindowedPanel-outer').scrollHeight"
+TO_THE_TOP = """() => {
+  const panel = document.querySelector('.jp-Notebook .jp-WindowedPanel-outer');
+  panel.scrollTop = 0;
+  return panel.scrollHeight;
+}"""
 
 
 def find_chromium() -> str:
@@ -117,15 +121,19 @@ def run_all(page: Page, url: str) -> list[str]:
     page.keyboard.press("Control+b")  # the file browser makes room
     page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
     page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
-    page.wait_for_function(FINISHED, timeout=SECONDS * 1000)
+    try:
+        page.wait_for_function(FINISHED, timeout=SECONDS * 1000, polling=500)
+    except TimeoutError:
+        return [f"not finished after {SECONDS} s"]
     return page.locator(ERRORS).all_inner_texts()
 
 
 def keep_screenshot(page: Page, name: str) -> None:
     """The whole page as a reader sees it, as build/screenshots/NAME.png."""
-    height = min(int(page.evaluate(HEIGHT)) + 120, TALLEST)
+    height = min(int(page.evaluate(TO_THE_TOP)) + 120, TALLEST)
     page.set_viewport_size({"width": 1250, "height": height})
     page.wait_for_timeout(1000)  # formulas and figures settle
+    page.evaluate(TO_THE_TOP)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name.replace('/', '-').removesuffix('.ipynb')}.png")
 
