@@ -45,7 +45,7 @@ def run_demo(options: DemoOptions) -> Path:
     trained = load_policy(config.model, adapter=str(result.adapter))
     after = {split: evaluate_split(trained, rows[split], seed=options.seed) for split in SPLITS}
     print(before_after_table(before, after))
-    examples = [_example(row, {"before": base, "after": trained}) for row in (rows["test"][:1] + rows["test_shift"][:2])]
+    examples = [_example(row, {"before": base, "after": trained}) for row in (rows["test"][:1] + rows["test_shift"][1:3])]
     figure = save_figure(
         plot_before_after(before, after, examples, f"{options.method} after"), result.output / "before_after.png"
     )

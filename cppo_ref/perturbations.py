@@ -41,6 +41,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode[0] in "IF":
         values = np.asarray(image, dtype=np.float64)
         return Image.fromarray(np.uint8(np.clip(values / _grey_scale(image), 0, 255).round())).convert("RGB")
+    if image.mode == "P":  # Pillow warns of a transparent palette on the direct way
+        return image.convert("RGBA").convert("RGB")
     if image.mode in ("La", "RGBa"):  # premultiplied alpha converts only through its plain twin
         return image.convert(image.mode.upper()).convert("RGB")
     return image.convert("RGB")

@@ -44,7 +44,7 @@ def student_notebook(solutions: Path) -> str:
     """The student notebook of a solution notebook, as the text of its file."""
     notebook = nbformat.read(solutions, as_version=4)
     notebook.cells = [made for cell in notebook.cells for made in student_cells(cell)]
-    notebook.metadata.pop("widgets", None)
+    notebook.metadata.language_info = {"name": "python"}  # without the version that last ran the solutions
     return nbformat.writes(notebook) + "\n"
 
 

@@ -8,8 +8,12 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+from scipy import stats
+
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "data" / "results"
+SPLITS = (("test", "plain"), ("test_shift", "shifted"), ("test_blank", "blank"))
 NAMES = {"base": "before training", "grpo": "GRPO", "cppo": "CPPO"}
 
 
@@ -22,19 +26,20 @@ def seeds_table() -> str:
     lines = ["| avg@8, 300 images per split | plain | shifted | blank |", "|---|---|---|---|"]
     for method, name in NAMES.items():
         cells = []
-        for split in ("test", "test_shift", "test_blank"):
+        for split, _ in SPLITS:
             scores = values[method, split]
             cells.append(f"**{statistics.mean(scores):.3f}** ({', '.join(f'{s:.3f}' for s in scores)})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    gaps = [c - g for c, g in zip(values["cppo", "test_shift"], values["grpo", "test_shift"], strict=True)]
-    mean, spread = statistics.mean(gaps), statistics.stdev(gaps)
-    half = 4.303 * spread / len(gaps) ** 0.5  # Student's t, 2 degrees of freedom
-    lines += [
-        "",
-        f"In brackets: each seed. On shifted images CPPO minus GRPO is {mean:+.3f}, paired by seed, 95 % t-interval "
-        f"[{mean - half:+.3f}, {mean + half:+.3f}], n = {len(gaps)} seeds.",
-    ]
+    lines += ["", "In brackets: each seed. CPPO minus GRPO, paired by seed, 95 % t-intervals:"]
+    lines += [f"- {label} images: {paired_difference(values['cppo', split], values['grpo', split])}" for split, label in SPLITS]
     return "\n".join(lines)
+
+
+def paired_difference(ours: list[float], theirs: list[float]) -> str:
+    """Mean difference with its t-interval over seeds."""
+    gaps = np.array(ours) - np.array(theirs)
+    interval = stats.ttest_1samp(gaps, 0.0).confidence_interval()
+    return f"{gaps.mean():+.3f} [{interval.low:+.3f}, {interval.high:+.3f}], n = {len(gaps)} seeds"
 
 
 def demo_output() -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -29,9 +30,10 @@ HUGE = "how many red shapes? " * 100
 @pytest.fixture(autouse=True, scope="module")
 def users_have_no_type_checker():
     """The tests' checker would speak before the package does."""
+    before = jaxtyping_config.jaxtyping_disable
     jaxtyping_config.update("jaxtyping_disable", True)
     yield
-    jaxtyping_config.update("jaxtyping_disable", False)
+    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 def png_claiming(width, height):
@@ -248,8 +250,8 @@ def full_disk_in_safetensors(*_, **__):
     [
         (peft.peft_model, "safe_save_file", full_disk_in_safetensors),
         (os, "fsync", full_disk),
-        ("pathlib.Path", "write_bytes", full_disk),
-        ("pathlib.Path", "write_text", full_disk),
+        (Path, "write_bytes", full_disk),
+        (Path, "write_text", full_disk),
     ],
     ids=["adapter", "flush", "optimizer", "state"],
 )
@@ -259,8 +261,7 @@ def test_a_full_disk_costs_the_new_checkpoint_and_not_the_earlier_one(owner, nam
     before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     assert len(before) >= 4
     with monkeypatch.context() as patch:
-        target = f"{owner}.{name}" if isinstance(owner, str) else None
-        patch.setattr(target, failure) if target else patch.setattr(owner, name, failure)
+        patch.setattr(owner, name, failure)
         with pytest.raises(InputError, match=r"no space left on the device for .*step-000002"):
             save_checkpoint(tmp_path, 2, policy, optimizer, None, keep=2)
     assert checkpoints(tmp_path) == [first]

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -143,6 +144,7 @@ def main(arguments: list[str]) -> int:
     everything = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/exercises/solutions/*.ipynb")]
     paths = [Path(argument) for argument in arguments] or sorted(everything)
     chromium, failed = find_chromium(), 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave through the contexts: no server stays behind
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         names = copy_without_outputs(paths, Path(temporary))
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
