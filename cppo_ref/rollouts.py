@@ -64,7 +64,7 @@ def generate_rollouts(
     """
     prompts = policy.encode([row["image"] for row in rows], [row["question"] for row in rows])
     policy.check_length(prompts, max_new_tokens)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     seed = int(torch.randint(2**62, (), generator=rng))
     with policy.sampling(), torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -80,7 +80,9 @@ def test_variants_of_the_test_split_ask_the_same(variant, level, written):
     plain, changed = split_table(written, f"{level}/test"), split_table(written, f"{level}/{variant}")
     for column in ("question", "answer", "objects"):
         assert changed[column] == plain[column]
-    assert all(a["bytes"] != b["bytes"] for a, b in zip(plain["image"], changed["image"], strict=True))
+    moved = np.mean([a["bytes"] != b["bytes"] for a, b in zip(plain["image"], changed["image"], strict=True)])
+    # a third of the shifts are perspectives, and half of those leave the image as it is: 5/6 move
+    assert moved == 1 if variant == "test_blank" else 0.75 < moved < 0.92
 
 
 def test_blank_images_hold_the_mean_colour_of_the_test_image_alone(written):

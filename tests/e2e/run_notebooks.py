@@ -28,8 +28,8 @@ SECONDS = 600  # for one notebook
 TALLEST = 16_000  # pixels; Chromium draws no taller page
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-SETTINGS = {  # every cell on the page, not only the visible ones; no news from the network
-    "notebook-extension/tracker": {"windowingMode": "none"},
+SETTINGS = {  # every cell on the page, not only the visible ones; no questions; no news from the network
+    "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 # Finished: every cell with code has a number at its left, or one of them failed.
@@ -118,7 +118,7 @@ def run_all(page: Page, url: str) -> list[str]:
     page.set_viewport_size({"width": 1250, "height": 900})
     page.goto(url)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=120_000)
     page.keyboard.press("Control+b")  # the file browser makes room
     page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
     page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
