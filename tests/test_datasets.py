@@ -75,14 +75,13 @@ def test_no_test_row_was_trained_or_validated_on(level, written):
 
 
 @pytest.mark.parametrize("level", ["easy", "hard"])
-@pytest.mark.parametrize("variant", ["test_shift", "test_blank"])
-def test_variants_of_the_test_split_ask_the_same(variant, level, written):
-    plain, changed = split_table(written, f"{level}/test"), split_table(written, f"{level}/{variant}")
+@pytest.mark.parametrize(("variant", "changed"), [("test_shift", 0.75), ("test_blank", 1.0)])
+def test_variants_of_the_test_split_ask_the_same_about_other_pictures(variant, changed, level, written):
+    plain, other = split_table(written, f"{level}/test"), split_table(written, f"{level}/{variant}")
     for column in ("question", "answer", "objects"):
-        assert changed[column] == plain[column]
-    moved = np.mean([a["bytes"] != b["bytes"] for a, b in zip(plain["image"], changed["image"], strict=True)])
-    # a third of the shifts are perspectives, and half of those leave the image as it is: 5/6 move
-    assert moved == 1 if variant == "test_blank" else 0.75 < moved < 0.92
+        assert other[column] == plain[column]
+    # a third of the shifts are perspectives, half of which leave the picture alone: 5 in 6 change
+    assert np.mean([a["bytes"] != b["bytes"] for a, b in zip(plain["image"], other["image"], strict=True)]) >= changed
 
 
 def test_blank_images_hold_the_mean_colour_of_the_test_image_alone(written):
