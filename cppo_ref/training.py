@@ -196,7 +196,7 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
             except NonFiniteError as error:
                 saved = save_checkpoint(run.path, step, policy, optimizer, None, config.keep_checkpoints)
                 raise NonFiniteError(
-                    f"step {step}: {error}; the last good state is in {saved}: resume with a lower learning rate"
+                    f"step {step}: {error}; the last good state is in {saved}: start again with a lower learning rate"
                 ) from error
             run.log(metrics, batch)
             accelerator.log(metrics.scalars(), step=step)
