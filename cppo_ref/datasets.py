@@ -119,6 +119,11 @@ def row_at(rows: datasets.Dataset, index: int) -> dict[str, Any]:
     return row
 
 
+def images_of(row: dict[str, Any]) -> list[Image.Image]:
+    """The images of a row of `row_at`: one, or several under "images"."""
+    return row.get("images") or [row["image"]]
+
+
 def open_image(source: Any) -> Image.Image:
     """Open a PIL image, a path, bytes, {bytes, path}, or a list of one of these.
 

@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from cppo_ref.checkpoints import latest_checkpoint, restore_checkpoint, save_adapter, save_checkpoint
 from cppo_ref.config import CPPOConfig
-from cppo_ref.datasets import load_rows, row_at, step_rows
+from cppo_ref.datasets import images_of, load_rows, row_at, step_rows
 from cppo_ref.evaluation import avg_at_k, sample_answers
 from cppo_ref.grpo import group_advantages, zero_variance
 from cppo_ref.metrics import PhaseClock, StepMetrics
 from cppo_ref.perception import entropy_shift, select_perception_tokens
 from cppo_ref.perturbations import preserve, remove, view_rng
-from cppo_ref.policy import Policy, Prompts, policy_for
+from cppo_ref.policy import Policy, policy_for
+from cppo_ref.prompts import Prompts
 from cppo_ref.rewards import reward
 from cppo_ref.rollouts import Rollouts, generate_rollouts
 from cppo_ref.runs import RunFolder
@@ -54,6 +55,7 @@ def cppo_step(
             group_size=config.group_size,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
+            batch_size=config.rollout_batch_size,
             rng=rng,
         )
     with clock("rewards"):
@@ -106,15 +108,12 @@ def with_perception_tokens(policy: Policy, batch: Batch, config: CPPOConfig, ste
 
 def encode_views(policy: Policy, rollouts: Rollouts, config: CPPOConfig, step: int) -> tuple[Prompts, Prompts]:
     """The P prompts with the preserving view for the image, and with the removing view."""
-    images, questions = zip(*[(row["image"], row["question"]) for row in rollouts.rows], strict=True)
-    views = [
-        [
-            preserve(image, view_rng(config.seed, step, i, "preserve"), config.preserving, config.preserving_strength),
-            remove(image, view_rng(config.seed, step, i, "remove"), config.removing, config.removing_strength),
-        ]
-        for i, image in enumerate(images)
-    ]
-    preserved, removed = zip(*views, strict=True)
+    questions = [row["question"] for row in rollouts.rows]
+    preserved, removed = [], []
+    for i, row in enumerate(rollouts.rows):
+        plus, minus = view_rng(config.seed, step, i, "preserve"), view_rng(config.seed, step, i, "remove")
+        preserved.append([preserve(image, plus, config.preserving, config.preserving_strength) for image in images_of(row)])
+        removed.append([remove(image, minus, config.removing, config.removing_strength) for image in images_of(row)])
     return policy.encode(preserved, questions), policy.encode(removed, questions)
 
 
@@ -211,7 +210,7 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
 def check_first_step(policy: Policy, rows: Dataset, config: CPPOConfig, step: int) -> None:
     """Raise InputError for rows that cannot be read or prompts that do not fit, before anything is written."""
     first = step_rows(rows, config.prompts_per_step, step, config.seed)
-    prompts = policy.encode([row["image"] for row in first], [row["question"] for row in first])
+    prompts = policy.encode([images_of(row) for row in first], [row["question"] for row in first])
     policy.check_length(prompts, config.max_new_tokens)
 
 
