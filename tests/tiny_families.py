@@ -38,7 +38,11 @@ def make_family(model_type: str, folder: Path) -> Path:
     token = tokenizer.convert_tokens_to_ids
     text = TEXT | {"vocab_size": len(tokenizer)}
     if qwen:
-        scaling = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+        scaling = {
+            "rope_type": "default",
+            "mrope_section": [text["head_dim"] // 8, *[3 * text["head_dim"] // 16] * 2],
+            "rope_theta": 10000.0,
+        }
         special = {"image_token_id": token("<|image_pad|>"), "video_token_id": token("<|video_pad|>")}
         special |= {"vision_start_token_id": token("<|vision_start|>"), "vision_end_token_id": token("<|vision_end|>")}
         text |= {"rope_parameters": scaling}

@@ -1,0 +1,174 @@
+"""Memory: what a run will need, counted from the model's shapes before anything is loaded; and what it did need.
+
+The estimate counts tensors: weights, adapters with their gradients and moments, the cache of a rollout, the activations that the
+backward pass waits for, and the logits of one chunk. A GPU also holds its context (`CONTEXT`).
+"""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cppo_ref import chunks
+from cppo_ref.config import CPPOConfig
+from cppo_ref.quantization import Skeleton, skeleton
+
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, an 8-bit scale per 64 weights, a float32 per 256 scales
+QUESTION_TOKENS = 128  # assumed length of question, template and instruction, beside the image's tokens
+MAX_PIXELS = 448 * 448  # assumed where a run sets no max_pixels
+CONTEXT = 500e6  # bytes that a process takes on a GPU before its first tensor
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The numbers of a VLM that decide its memory. Weights are counts, not bytes."""
+
+    nf4_weights: int
+    other_weights: int  # vision tower, projector, embeddings, head, norms
+    adapter_weights: int  # float32
+    largest_linear: int  # of the 4-bit layers, which are dequantised one at a time
+    layers: int
+    hidden: int
+    intermediate: int
+    query_width: int  # heads × width of a head
+    cache_width: int  # key-value heads × width of a head
+    vocabulary: int
+    vision_layers: int
+    vision_hidden: int
+    vision_intermediate: int
+    patches: int  # per image
+    image_tokens: int  # per image
+
+
+def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
+    """Read the sizes off a model without weights; images have `max_pixels` (0: MAX_PIXELS) where the family lets them vary."""
+    config = model.config
+    text, vision = config.get_text_config(), config.vision_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    patches, image_tokens = _image_size(config, max_pixels or MAX_PIXELS)
+    quantised = [layer.in_features * layer.out_features for layer in model.in_4bit.values()]
+    return ModelSize(
+        nf4_weights=sum(quantised),
+        other_weights=model.total_weights - sum(quantised),
+        adapter_weights=model.adapter_weights,
+        largest_linear=max(quantised, default=0),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        query_width=text.num_attention_heads * head,
+        cache_width=text.num_key_value_heads * head,
+        vocabulary=text.vocab_size,
+        vision_layers=getattr(vision, "depth", None) or vision.num_hidden_layers,
+        vision_hidden=vision.hidden_size,
+        vision_intermediate=vision.intermediate_size,
+        patches=patches,
+        image_tokens=image_tokens,
+    )
+
+
+def _image_size(config: Any, pixels: int) -> tuple[int, int]:
+    """Patches and tokens of one image."""
+    vision = config.vision_config
+    if hasattr(vision, "spatial_merge_size"):  # Qwen: as many patches as the image has
+        patches = pixels // vision.patch_size**2
+        return patches, patches // vision.spatial_merge_size**2
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return patches, patches // getattr(config, "scale_factor", 1) ** 2
+
+
+def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2) -> dict[str, float]:
+    """Bytes at the peak of each phase of a step after the first, with `width` bytes per 16- or 32-bit number.
+
+    Phases: load, rollouts, reference, detection, update. Images are one per prompt.
+    """
+    prompt = size.image_tokens + QUESTION_TOKENS
+    tokens = prompt + run.max_new_tokens
+    weights = NF4 * size.nf4_weights + width * size.other_weights
+    held = weights + 16 * size.adapter_weights  # float32: value, gradient, two moments
+    block = 4 * min(chunks.BLOCK, run.micro_batch_size * run.max_new_tokens * size.vocabulary)
+    dequantised = width * size.largest_linear
+
+    row = _forward(size, tokens, width)  # one row's working set without a graph
+    sampled = run.rollout_batch_size
+    cache = 2 * width * size.layers * size.cache_width * tokens
+    prefill = _forward(size, prompt, width)
+    scored = run.micro_batch_size * row + 4 * block + dequantised
+
+    views = 3 if run.cpl_weight > 0 else 1
+    layer, vision_layer = _layer(size, width), _vision_layer(size, width)
+    if run.activation_checkpointing:
+        kept = width * (size.layers * size.hidden * tokens + size.vision_layers * size.vision_hidden * size.patches)
+        recomputed = max(layer * tokens, vision_layer * size.patches)
+    else:
+        kept, recomputed = size.layers * layer * tokens + size.vision_layers * vision_layer * size.patches, 0
+    learned = run.micro_batch_size * (views * kept + recomputed) + 8 * block + dequantised
+    return {
+        "load": weights + 4 * size.adapter_weights,
+        "rollouts": held + sampled * (cache + prefill) + dequantised,
+        "reference": held + scored,
+        "detection": held + scored,
+        "update": held + learned,
+    }
+
+
+def _forward(size: ModelSize, tokens: int, width: int) -> float:
+    """Bytes of the largest layer's values of one row without a graph: language model or vision tower, one after the other."""
+    language = tokens * (width * (3 * size.hidden + 2 * size.intermediate) + 4 * size.intermediate)
+    vision = size.patches * (width * (3 * size.vision_hidden + 2 * size.vision_intermediate) + 4 * size.vision_intermediate)
+    return max(language, vision)
+
+
+def _layer(size: ModelSize, width: int) -> float:
+    """Bytes per token that one decoder layer keeps for its backward pass, adapters on all linear layers.
+
+    An adapter computes in float32: beside the layer's own values it keeps a float32 copy of its input where that is 16 bits wide.
+    """
+    copies = 4 if width != 4 else 0
+    own = width * (6 * size.hidden + 3 * size.query_width + 2 * size.cache_width + 4 * size.intermediate) + 4 * 2 * size.hidden
+    return own + copies * (5 * size.hidden + size.query_width + size.intermediate)
+
+
+def _vision_layer(size: ModelSize, width: int) -> float:
+    copies = 4 if width != 4 else 0
+    own = width * (10 * size.vision_hidden + 3 * size.vision_intermediate) + 4 * 2 * size.vision_hidden
+    return own + copies * (3 * size.vision_hidden + size.vision_intermediate)
+
+
+class LiveTensors(TorchDispatchMode):
+    """Inside, counts the bytes of the CPU tensors that are alive, beyond those there before; `peak` is the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.peak = 0, 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, then count the storages that it made."""
+        given = {_storage_id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and _storage_id(tensor) not in given:
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+def _storage_id(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
