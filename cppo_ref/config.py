@@ -34,7 +34,10 @@ class CPPOConfig:
     lora_scope: Literal["all", "language", "vision"] = setting("all", "where adapters sit (paper: everything trains)")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "compute dtype; auto suits the device")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes the GPU if there is one")
-    data: str = setting("shapes", '"shapes", a .parquet/.jsonl file, or a Hub dataset (paper: ViRL39K)')
+    data: str = setting("shapes", '"shapes", a .parquet/.jsonl/.csv file, an image folder, or a Hub dataset (paper: ViRL39K)')
+    columns: list[str] = setting([], "which column holds what, where names differ: image=photo question=prompt answer=label")
+    image_folder: str = setting("", "folder that relative image paths start in; empty: beside the data file")
+    instruction: str = setting("auto", "text that ends every question; auto: none for shapes, else think-then-box; or none")
     level: Literal["easy", "hard"] = setting("easy", "difficulty of the shape world: 3×3, or 4×4 with two colours asked")
     seed: int = setting(0, "seeds adapters, data order, sampling and views (paper: one unseeded run)")
 

@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from cppo_ref.__main__ import main
 from cppo_ref.checkpoints import checkpoints, save_atomically, save_checkpoint
 from cppo_ref.config import CPPOConfig, InputError
-from cppo_ref.datasets import load_rows, open_image, row_at
+from cppo_ref.datasets import load_rows
 from cppo_ref.policy import LoraOptions, load_policy
 from cppo_ref.pretraining import build_model, build_processor
+from cppo_ref.rows import open_image, row_at
 
 TRAIN = "train --model model --steps 1 --prompts_per_step 3 --group_size 2 --max_new_tokens 2 --eval_rows 0"
 HUGE = "how many red shapes? " * 100
@@ -58,13 +59,13 @@ def write_bad_rows(folder):
         "truncated": {"image": {"bytes": picture["bytes"][:-30], "path": None}},
         "bomb": {"image": {"bytes": png_claiming(60000, 60000), "path": None}},
         "half-bomb": {"image": {"bytes": png_claiming(10000, 10000), "path": None}},
-        "huge": {"question": HUGE},
     }
     text = datasets.Value("string")
     features = datasets.Features({"image": datasets.Image(), "question": text, "answer": text})
     for name, changes in bad.items():
         rows = [good, good, good | changes]
         datasets.Dataset.from_list(rows, features=features).to_parquet(folder / f"{name}.parquet")
+    datasets.Dataset.from_list([good | {"question": HUGE}] * 3, features=features).to_parquet(folder / "huge.parquet")
     listed = datasets.Features({"images": datasets.List(datasets.Image()), "problem": text, "answer": text})
     rows = [{"images": [image], "problem": "?", "answer": "1"} for image in (picture, picture, bad["garbage"]["image"])]
     datasets.Dataset.from_list(rows, features=listed).to_parquet(folder / "garbage-listed.parquet")
@@ -138,6 +139,8 @@ ERRORS = {
     "data that is no parquet": (f"{TRAIN} --data broken.parquet", ["'broken.parquet'", "could not be read as parquet"]),
     "data that is no JSON": (f"{TRAIN} --data broken.jsonl", ["'broken.jsonl'", "could not be read as json"]),
     "data without an image column": (f"{TRAIN} --data no-column.jsonl", ["'no-column.jsonl'", "no image column", "images"]),
+    "column that is not there": (f"{TRAIN} --data huge.parquet --columns answer=anser", ["'answer=anser'", "mean 'answer'?"]),
+    "image folder that is not there": (f"{TRAIN} --data huge.parquet --image_folder absent", ["'absent'", "no such folder"]),
     "row without image": (f"{TRAIN} --data no-image.parquet", ["row 2", "no image"]),
     "row without answer": (f"{TRAIN} --data no-answer.parquet", ["row 2", "no answer"]),
     "row without question": (f"{TRAIN} --data no-question.parquet", ["row 2", "no question"]),
@@ -146,7 +149,7 @@ ERRORS = {
     "image that is cut": (f"{TRAIN} --data truncated.parquet", ["row 2", "image", "truncated"]),
     "decompression bomb": (f"{TRAIN} --data bomb.parquet", ["row 2", "decompression bomb", "3600000000 pixels"]),
     "smaller bomb": (f"{TRAIN} --data half-bomb.parquet", ["row 2", "decompression bomb", "100000000 pixels"]),
-    "prompt that is too long": (f"{TRAIN} --data huge.parquet", ["prompt of 5", "the model's 256", "shorten"]),
+    "prompts that are too long": (f"{TRAIN} --data huge.parquet", ["prompt of 5", "the model's 256", "shorten"]),
     "resume without a run": (f"{TRAIN} --output new --resume", ["'new'", "no run to resume"]),
     "output that holds a run": (f"{TRAIN} --output done", ["'done'", "holds a run already", "--resume"]),
     "resume with another setting": (
