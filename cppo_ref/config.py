@@ -38,6 +38,7 @@ class CPPOConfig:
     columns: list[str] = setting([], "which column holds what, where names differ: image=photo question=prompt answer=label")
     image_folder: str = setting("", "folder that relative image paths start in; empty: beside the data file")
     instruction: str = setting("auto", "text that ends every question; auto: none for shapes, else think-then-box; or none")
+    max_prompt_tokens: int = setting(0, "drop longer prompts, image included; 0: what the context leaves (authors: 512)")
     level: Literal["easy", "hard"] = setting("easy", "difficulty of the shape world: 3×3, or 4×4 with two colours asked")
     seed: int = setting(0, "seeds adapters, data order, sampling and views (paper: one unseeded run)")
 
@@ -97,7 +98,7 @@ class CPPOConfig:
         positive = ["steps", "prompts_per_step", "max_new_tokens", "temperature", "tau", "learning_rate", "max_grad_norm"]
         positive += ["num_minibatches", "num_epochs", "micro_batch_size", "save_every", "keep_checkpoints"]
         positive += ["lora_rank", "lora_alpha", "preserving_strength", "removing_strength"]
-        natural = ["kl_weight", "cpl_weight", "warmup_steps", "weight_decay", "eval_rows", "seed"]
+        natural = ["kl_weight", "cpl_weight", "warmup_steps", "weight_decay", "eval_rows", "seed", "max_prompt_tokens"]
         rows = self.prompts_per_step * self.group_size
         checks = [(name, getattr(self, name) > 0, "a number above 0") for name in positive]
         checks += [(name, getattr(self, name) >= 0, "0 or more") for name in natural]

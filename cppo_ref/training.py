@@ -20,6 +20,7 @@ from cppo_ref.datasets import load_rows, row_at, rows_for, step_rows
 from cppo_ref.evaluation import avg_at_k, sample_answers
 from cppo_ref.grpo import group_advantages, zero_variance
 from cppo_ref.metrics import PhaseClock, StepMetrics
+from cppo_ref.overlong import drop_overlong
 from cppo_ref.perception import entropy_shift, select_perception_tokens
 from cppo_ref.perturbations import preserve, remove, view_rng
 from cppo_ref.policy import Policy, Prompts, policy_for
@@ -166,6 +167,7 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
     """
     run = RunFolder.check(config, resume)
     rows, policy = rows_for(config), policy_for(config)
+    rows = drop_overlong(policy, rows, config, progress=progress)
     accelerator = Accelerator(
         cpu=policy.device.type == "cpu",
         mixed_precision="fp16" if policy.dtype == torch.float16 else "no",

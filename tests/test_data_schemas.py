@@ -1,6 +1,8 @@
 """The public schemas, written small with images of the shape world: the rows, the malformed ones, two steps of training."""
 
 import json
+import re
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -10,6 +12,8 @@ from PIL import Image
 from cppo_ref.__main__ import main
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.datasets import load_rows, rows_for
+from cppo_ref.overlong import drop_overlong
+from cppo_ref.policy import load_policy
 from cppo_ref.rewards import reward
 from cppo_ref.rows import INSTRUCTION, find_columns, plain_answer, plain_question, row_at
 from cppo_ref.shapes import level_named, sample_row
@@ -305,11 +309,47 @@ def test_a_column_of_the_wrong_type_is_named(column, value, said, tmp_path):
     assert str(caught.value) == f"row 0, column {column}: {said}"
 
 
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy("tiny", quantize="none", lora=None)
+
+
 def words(folder, counts):
     """Rows whose question has so many words, each one token to the tiny VLM."""
     pictures(1)[0].save(folder / "a.png")
     rows = [{"image": "a.png", "question": " ".join(["red"] * count), "answer": str(count)} for count in counts]
     return load_rows(write_jsonl(folder / "rows.jsonl", rows), instruction="none")
+
+
+def limits(prompt, completion):
+    return CPPOConfig(data="rows.jsonl", max_prompt_tokens=prompt, max_new_tokens=completion)
+
+
+# the tiny VLM's prompt: <user>, 4×4 patches of the image, the question, <assistant>; its context: 256
+@pytest.mark.parametrize(
+    ("limit", "new_tokens", "kept", "said"),
+    [
+        (38, 8, [20, 10, 5], "dropped 2 of 5 rows: prompt longer than 38 tokens\n"),
+        (37, 8, [10, 5], "dropped 3 of 5 rows: prompt longer than 37 tokens\n"),
+        (0, 8, [20, 200, 10, 5], "dropped 1 of 5 rows: prompt longer than 248 tokens\n"),
+        (250, 50, [20, 10, 5], "dropped 2 of 5 rows: prompt longer than 206 tokens\n"),
+    ],
+)
+def test_overlong_prompts_are_dropped_and_counted(limit, new_tokens, kept, said, policy, tmp_path, capsys):
+    rows = drop_overlong(policy, words(tmp_path, [20, 200, 10, 240, 5]), limits(limit, new_tokens))
+    assert [int(row_at(rows, index)["answer"]) for index in range(len(rows))] == kept
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == (said, "")
+
+
+def test_nothing_is_said_where_nothing_is_dropped(policy, tmp_path, capsys):
+    assert len(drop_overlong(policy, words(tmp_path, [1, 2]), limits(0, 8))) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_limit_that_leaves_no_row_says_how_far_off_it_is(policy, tmp_path):
+    with pytest.raises(InputError, match="all 2 prompts are longer than 12 tokens, the shortest has 23: raise"):
+        drop_overlong(policy, words(tmp_path, [20, 5]), limits(12, 8))
 
 
 def test_a_row_keeps_its_number_in_the_file_when_others_were_dropped(tmp_path):
@@ -318,3 +358,17 @@ def test_a_row_keeps_its_number_in_the_file_when_others_were_dropped(tmp_path):
     (tmp_path / "a.png").unlink()
     with pytest.raises(InputError, match=r"^row 3, column image: image file .*a.png' does not exist"):
         row_at(rows, 0)
+
+
+def test_training_drops_overlong_prompts_but_looks_at_none_of_the_shape_world(tmp_path, monkeypatch, capsys):
+    words(tmp_path, [1, 2, 3, 60])
+    config = CPPOConfig(data=str(tmp_path / "rows.jsonl"), output=str(tmp_path / "run"), max_prompt_tokens=64, **SMALL)
+    train(CPPOConfig.from_dict(config.to_dict() | {"steps": 1, "instruction": "none"}), progress=False)
+    assert "dropped 1 of 4 rows: prompt longer than 64 tokens" in capsys.readouterr().out
+    monkeypatch.setattr("cppo_ref.overlong.prompt_tokens", None)  # a call would raise
+    train(CPPOConfig(output=str(tmp_path / "shapes"), **SMALL | {"steps": 1}), progress=False)
+
+
+def test_the_page_about_data_names_options_that_exist():
+    named = set(re.findall(r"--(\w+)", (Path(__file__).parent.parent / "docs" / "data.md").read_text()))
+    assert {"data", "columns", "image_folder", "instruction", "max_prompt_tokens"} <= named <= set(CPPOConfig().to_dict())
