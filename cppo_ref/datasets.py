@@ -73,8 +73,8 @@ def load_rows(
     if len(table) == 0:
         raise InputError(f"data {source!r} has no rows: give a dataset with at least one")
     found = find_columns(table.column_names, columns, source)
-    folder = Path(image_folder) if image_folder else file if file.is_dir() else file.parent
-    return Rows(table, found, folder, instruction_text(instruction, source))
+    beside = file.parent if file.is_file() else file if file.is_dir() else Path()  # the Hub: the working folder
+    return Rows(table, found, Path(image_folder or beside), instruction_text(instruction, source))
 
 
 def rows_for(config: CPPOConfig) -> Rows:
