@@ -39,6 +39,7 @@ class CPPOConfig:
     image_folder: str = setting("", "folder that relative image paths start in; empty: beside the data file")
     instruction: str = setting("auto", "text that ends every question; auto: none for shapes, else think-then-box; or none")
     max_prompt_tokens: int = setting(0, "drop longer prompts, image included; 0: what the context leaves (authors: 512)")
+    max_pixels: int = setting(0, "images with more pixels are scaled down to it; 0: as they are (paper: not stated)")
     level: Literal["easy", "hard"] = setting("easy", "difficulty of the shape world: 3×3, or 4×4 with two colours asked")
     seed: int = setting(0, "seeds adapters, data order, sampling and views (paper: one unseeded run)")
 
@@ -47,6 +48,7 @@ class CPPOConfig:
     prompts_per_step: int = setting(8, "prompts per rollout batch (paper: 512)")
     group_size: int = setting(8, "completions per prompt, G (paper: 5; AReaL: 4)")
     max_new_tokens: int = setting(32, "longest completion, tokens (paper: 4096; AReaL: 512)")
+    rollout_batch_size: int = setting(64, "completions sampled at a time; changes memory and the draws")
     temperature: float = setting(1.0, "sampling temperature; logits are divided by it everywhere (paper: 1)")
 
     # GRPO
@@ -77,6 +79,7 @@ class CPPOConfig:
     num_minibatches: int = setting(1, "optimizer updates per rollout batch and epoch; > 1 is off-policy (paper: 8)")
     num_epochs: int = setting(1, "passes over a rollout batch; > 1 is off-policy (paper: 1)")
     micro_batch_size: int = setting(64, "rows per forward; changes memory, never the gradient")
+    activation_checkpointing: bool = setting(False, "recompute activations in the backward: less memory, a third slower")
 
     # the run folder
     output: str = setting("runs/cppo", "run folder")
@@ -96,9 +99,10 @@ class CPPOConfig:
 
     def _checks(self) -> list[tuple[str, bool, str]]:
         positive = ["steps", "prompts_per_step", "max_new_tokens", "temperature", "tau", "learning_rate", "max_grad_norm"]
-        positive += ["num_minibatches", "num_epochs", "micro_batch_size", "save_every", "keep_checkpoints"]
-        positive += ["lora_rank", "lora_alpha", "preserving_strength", "removing_strength"]
-        natural = ["kl_weight", "cpl_weight", "warmup_steps", "weight_decay", "eval_rows", "seed", "max_prompt_tokens"]
+        positive += ["num_minibatches", "num_epochs", "micro_batch_size", "rollout_batch_size", "save_every"]
+        positive += ["keep_checkpoints", "lora_rank", "lora_alpha", "preserving_strength", "removing_strength"]
+        natural = ["kl_weight", "cpl_weight", "warmup_steps", "weight_decay", "eval_rows", "seed", "max_pixels"]
+        natural += ["max_prompt_tokens"]
         rows = self.prompts_per_step * self.group_size
         checks = [(name, getattr(self, name) > 0, "a number above 0") for name in positive]
         checks += [(name, getattr(self, name) >= 0, "0 or more") for name in natural]

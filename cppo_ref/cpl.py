@@ -18,13 +18,13 @@ Estimator = Literal["exact", "k3", "k1"]
 
 
 def view_divergence(
-    logits: Float[Tensor, "B T V"],
-    logits_view: Float[Tensor, "B T V"],
-    token_ids: Int[Tensor, "B T"],
+    logits: Float[Tensor, "*shape V"],
+    logits_view: Float[Tensor, "*shape V"],
+    token_ids: Int[Tensor, "*shape"],
     *,
     estimator: Estimator = "exact",
     detach_anchor: bool = False,
-) -> Float[Tensor, "B T"]:
+) -> Float[Tensor, "*shape"]:
     """KL(π(·|I) ‖ π(·|view)) of each token, in nats.
 
     exact: Σ_v π_v (log π_v − log π′_v).  With r = log π′_o − log π_o at the sampled token o:  k3: e^r − r − 1, r clamped

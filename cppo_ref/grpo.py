@@ -10,7 +10,7 @@ Why:   aggregation decides whether long answers are favoured; it is an option, n
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Aggregation = Literal["token", "sequence"] | tuple[Literal["constant"], float]
@@ -50,7 +50,7 @@ def zero_variance(rewards: Float[Tensor, " B"], group_size: int) -> Bool[Tensor,
     return groups.amax(dim=1) == groups.amin(dim=1)
 
 
-def token_logprobs(logits: Float[Tensor, "B T V"], token_ids: Tensor) -> Float[Tensor, "B T"]:
+def token_logprobs(logits: Float[Tensor, "*shape V"], token_ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """log π(o_t) of the sampled tokens, in nats."""
     return logits.log_softmax(dim=-1).gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.policy import Policy
-from cppo_ref.rows import Rows, row_at
+from cppo_ref.rows import Rows, images_of, row_at
 
 
 def drop_overlong(policy: Policy, rows: Rows, config: CPPOConfig, *, progress: bool = True) -> Rows:
@@ -34,7 +34,7 @@ def drop_overlong(policy: Policy, rows: Rows, config: CPPOConfig, *, progress: b
     if not fitting:
         raise InputError(
             f"all {len(rows)} prompts are longer than {limit} tokens, the shortest has {min(lengths)}: "
-            "raise --max_prompt_tokens, lower --max_new_tokens or shrink the images"
+            "raise --max_prompt_tokens, or lower --max_new_tokens or --max_pixels"
         )
     if len(fitting) < len(rows):
         print(f"dropped {len(rows) - len(fitting)} of {len(rows)} rows: prompt longer than {limit} tokens")
@@ -42,5 +42,5 @@ def drop_overlong(policy: Policy, rows: Rows, config: CPPOConfig, *, progress: b
 
 
 def prompt_tokens(policy: Policy, row: dict[str, Any]) -> int:
-    """Tokens of a row's prompt as the model sees it: template, question and image."""
-    return policy.encode([row["image"]], [row["question"]]).inputs["input_ids"].shape[1]
+    """Tokens of a row's prompt as the model sees it: template, question and images."""
+    return policy.encode([images_of(row)], [row["question"]]).inputs["input_ids"].shape[1]

@@ -17,7 +17,7 @@ Ranking = Literal["absolute", "normalized"]
 EPSILON = 1e-6  # nats; the authors' guard against a removed view without entropy
 
 
-def token_entropy(logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T"]:
+def token_entropy(logits: Float[Tensor, "*shape V"]) -> Float[Tensor, "*shape"]:
     """H(π) = −Σ_v π_v log π_v of each token's distribution, in nats."""
     return torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
 

@@ -6,21 +6,24 @@ the adapters switched off: no second copy of the weights is held.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from bitsandbytes.nn.modules import Linear4bit
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.datasets import data_folder
+from cppo_ref.devices import choose_device, choose_dtype
 from cppo_ref.families import FAMILIES, Family, Scope
-from cppo_ref.perturbations import to_rgb
+from cppo_ref.processors import load_processor
+from cppo_ref.prompts import Prompts, encode_prompts
+from cppo_ref.quantization import check_4bit, nf4_config
 
 
 @dataclass(frozen=True)
@@ -33,20 +36,6 @@ class LoraOptions:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """Encoded (image, question) pairs: the model's inputs, one entry per prompt along the first dimension."""
-
-    inputs: dict[str, Tensor]  # input_ids, attention_mask (left-padded), pixel_values
-
-    def __len__(self) -> int:
-        return len(self.inputs["input_ids"])
-
-    def take(self, index: Tensor) -> "Prompts":
-        """The prompts at `index`, repeated where an index repeats."""
-        return Prompts({name: tensor[index] for name, tensor in self.inputs.items()})
-
-
 @dataclass
 class Policy:
     """A model with adapters, its processor, and where they live."""
@@ -56,11 +45,22 @@ class Policy:
     family: Family
     device: torch.device
     dtype: torch.dtype
+    max_pixels: int | None = None  # larger images are scaled down to it
+
+    @property
+    def vlm(self) -> Any:
+        """The transformers model, adapters in its layers: `.model` up to the last hidden states, and `.lm_head`."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
         return self.processor.tokenizer
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of logits per token."""
+        return self.vlm.lm_head.out_features
 
     @property
     def trainable(self) -> list[torch.nn.Parameter]:
@@ -81,18 +81,12 @@ class Policy:
         ids = {getattr(config, name, None) for name in names} | {self.tokenizer.pad_token_id}
         return sorted(i for i in ids if i is not None and i not in self.eos_ids)
 
-    def encode(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Prompts:
-        """Encode one image and one question per prompt, left-padded, on the policy's device."""
-        content = [[{"type": "image"}, {"type": "text", "text": question}] for question in questions]
-        texts = [
-            self.processor.apply_chat_template([{"role": "user", "content": part}], add_generation_prompt=True)
-            for part in content
-        ]
-        pixels = [to_rgb(image) for image in images]
-        batch = self.processor(images=pixels, text=texts, padding=True, padding_side="left", return_tensors="pt")
-        batch = batch.to(self.device)
-        batch["pixel_values"] = batch["pixel_values"].to(self.dtype)
-        return Prompts(dict(batch))
+    def encode(self, images: Sequence[Image.Image | Sequence[Image.Image]], questions: Sequence[str]) -> Prompts:
+        """Encode one question and one image (or several) per prompt, left-padded, on the policy's device."""
+        prompts = encode_prompts(self.processor, self.family, images, questions, self.max_pixels)
+        inputs = {name: tensor.to(self.device) for name, tensor in prompts.inputs.items()}
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+        return replace(prompts, inputs=inputs)
 
     def check_length(self, prompts: Prompts, new_tokens: int) -> None:
         """Raise InputError if prompt and completion do not fit the model's context."""
@@ -102,6 +96,26 @@ class Policy:
                 f"prompt of {longest} tokens and {new_tokens} new ones exceed the model's {limit}: "
                 "shorten the question, shrink the image or lower --max_new_tokens"
             )
+
+    def hidden_states(
+        self, prompts: Prompts, completion_ids: Int[Tensor, "B T"], completion_mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T H"]:
+        """The last hidden states that predict the completion tokens, before the head; only these need [T, V] logits."""
+        longest = max(int(completion_mask.any(dim=0).sum()), 1)  # nobody's completion goes on after it
+        ids, completed = completion_ids[:, :longest], completion_mask[:, :longest]
+        inputs = dict(prompts.inputs)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], completed.to(inputs["attention_mask"].dtype)], dim=1)
+        if "mm_token_type_ids" in inputs:  # completions are text, type 0; without it Qwen silently numbers images like text
+            inputs["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, longest))
+        if self.family.positions_from == "mask":  # padding, on whichever side, moves no token
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        hidden = self.vlm.model(**inputs, use_cache=False).last_hidden_state[:, -longest - 1 : -1]
+        return F.pad(hidden, (0, 0, 0, completion_ids.shape[1] - longest))
+
+    def logits(self, hidden: Float[Tensor, "*N H"], *, temperature: float = 1.0) -> Float[Tensor, "*N V"]:
+        """The head on hidden states: logits in float32, divided by the temperature."""
+        return self.vlm.lm_head(hidden).float() / temperature
 
     def score(
         self,
@@ -113,21 +127,26 @@ class Policy:
     ) -> Float[Tensor, "B T V"]:
         """Teacher-forced logits (float32, divided by the temperature) at the completion tokens only.
 
-        Position t holds the distribution that token t was drawn from: π(·|I, q, o_<t).
+        Position t holds the distribution that token t was drawn from: π(·|I, q, o_<t). For a large vocabulary this is the
+        largest tensor of all: training works on `hidden_states` and takes the logits of a few tokens at a time.
         """
-        inputs = dict(prompts.inputs)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], completion_ids], dim=1)
-        mask = torch.cat([inputs["attention_mask"], completion_mask.to(inputs["attention_mask"].dtype)], dim=1)
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # padding, on whichever side, moves no token
-        kept = completion_ids.shape[1] + 1  # the token before the first one predicts it
-        output = self.model(**{**inputs, "attention_mask": mask}, position_ids=positions, logits_to_keep=kept)
-        return output.logits[:, :-1].float() / temperature
+        return self.logits(self.hidden_states(prompts, completion_ids, completion_mask), temperature=temperature)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, the model is the reference policy: adapters off, no graph."""
         with torch.no_grad(), self.model.disable_adapter():
             yield
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Inside, activations are checkpointed if that was switched on: transformers does so in train mode only."""
+        was_training = self.model.training
+        self.model.train(self.vlm.is_activation_checkpointing)
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
@@ -149,6 +168,8 @@ def load_policy(
     dtype: str = "auto",
     lora: LoraOptions | None = LoraOptions(),
     adapter: str | None = None,
+    max_pixels: int | None = None,
+    activation_checkpointing: bool = False,
 ) -> Policy:
     """Load a VLM, put its language model in 4 bits, and add adapters: fresh ones, or those saved in `adapter`.
 
@@ -159,6 +180,8 @@ def load_policy(
         dtype: "float32", "bfloat16", "float16" or "auto" (CPU: float32; Ampere and later: bfloat16; older GPUs: float16).
         lora: adapters to add; None for the bare model.
         adapter: folder of a saved peft adapter to load instead of fresh ones.
+        max_pixels: images with more pixels are scaled down to it.
+        activation_checkpointing: keep one activation per layer and recompute the others in the backward pass.
 
     Raises:
         InputError: no such model, a family that is not supported, or no such adapter.
@@ -168,7 +191,7 @@ def load_policy(
     path = str(data_folder() / "tiny-vlm") if name_or_path == "tiny" else name_or_path
     try:
         config = AutoConfig.from_pretrained(path)
-        processor = AutoProcessor.from_pretrained(path) if config.model_type in FAMILIES else None
+        processor = load_processor(path, config.model_type) if config.model_type in FAMILIES else None
     except (OSError, ValueError) as error:
         raise InputError(f'model {name_or_path!r} not found: give "tiny", a model folder or a Hub name') from error
     if config.model_type not in FAMILIES:
@@ -178,44 +201,28 @@ def load_policy(
         path,
         dtype=compute,
         device_map={"": place},
-        quantization_config=_nf4(family, compute) if quantize == "nf4" else None,
+        quantization_config=nf4_config(family, compute) if quantize == "nf4" else None,
     )
     _plain_generation(model, processor)
-    _check_4bit(model, family)
+    check_4bit(model, family)
     model.requires_grad_(False)
-    return Policy(_with_adapters(model, family, lora, adapter), processor, family, place, compute)
+    if activation_checkpointing:
+        model.activation_checkpointing_enable()
+        model.disable_input_require_grads()  # else frozen layers below the first adapter join the graph
+    return Policy(_with_adapters(model, family, lora, adapter), processor, family, place, compute, max_pixels)
 
 
 def policy_for(config: CPPOConfig) -> Policy:
     """The policy that a run with `config` starts from."""
     lora = LoraOptions(config.lora_rank, config.lora_alpha, config.lora_scope, config.seed)
-    return load_policy(config.model, quantize=config.quantize, device=config.device, dtype=config.dtype, lora=lora)
-
-
-def choose_device(device: str) -> torch.device:
-    """ "auto" is the GPU if there is one; InputError if "cuda" is asked for and there is none."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is 'cuda', but torch sees no GPU: use --device cpu or install a CUDA build of torch")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """ "auto": float32 on a CPU, bfloat16 on GPUs that compute in it (capability ≥ 8), else float16 (T4)."""
-    if dtype != "auto":
-        return getattr(torch, dtype)
-    if device.type == "cpu":
-        return torch.float32
-    # torch.cuda.is_bf16_supported() says yes on a T4, which only emulates it
-    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-
-
-def _nf4(family: Family, compute: torch.dtype) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=family.skipped_in_4bit(),
+    return load_policy(
+        config.model,
+        quantize=config.quantize,
+        device=config.device,
+        dtype=config.dtype,
+        lora=lora,
+        max_pixels=config.max_pixels or None,
+        activation_checkpointing=config.activation_checkpointing,
     )
 
 
@@ -224,16 +231,6 @@ def _plain_generation(model: Any, processor: Any) -> None:
     shipped = model.generation_config
     eos = shipped.eos_token_id if shipped.eos_token_id is not None else processor.tokenizer.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=processor.tokenizer.pad_token_id)
-
-
-def _check_4bit(model: Any, family: Family) -> None:
-    """Assert that no 4-bit layer sits where it costs accuracy, and that none repacks its weights on CPU."""
-    for name, module in model.named_modules():
-        if isinstance(module, Linear4bit):
-            wrong = name.startswith(tuple(family.skipped_in_4bit()))
-            assert not wrong, f"{name} was quantised to 4 bits; the family table must keep it out"
-            # eval-mode forwards on AVX512-BF16 CPUs would repack the weight into a form without a backward
-            module.support_avx512bf16_for_cpu = False
 
 
 def _with_adapters(model: Any, family: Family, lora: LoraOptions | None, adapter: str | None) -> Any:

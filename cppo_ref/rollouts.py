@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from cppo_ref.policy import Policy, Prompts
+from cppo_ref.policy import Policy
+from cppo_ref.prompts import Prompts
+from cppo_ref.rows import images_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ def generate_rollouts(
     group_size: int,
     max_new_tokens: int,
     temperature: float = 1.0,
+    batch_size: int | None = None,
     rng: torch.Generator,
 ) -> Rollouts:
     """Sample `group_size` completions of at most `max_new_tokens` tokens for each row {image, question, answer}.
@@ -57,31 +61,37 @@ def generate_rollouts(
         group_size: completions per row, G.
         max_new_tokens: completions that reach it without an end-of-sequence token are cut.
         temperature: 0 takes the likeliest token (greedy).
+        batch_size: completions sampled at a time, None for all; the cache of keys and values grows with it.
         rng: the one source of randomness.
 
     Raises:
         InputError: prompt and completion do not fit the model.
     """
-    prompts = policy.encode([row["image"] for row in rows], [row["question"] for row in rows])
+    prompts = policy.encode([images_of(row) for row in rows], [row["question"] for row in rows])
     policy.check_length(prompts, max_new_tokens)
-    sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     seed = int(torch.randint(2**62, (), generator=rng))
+    copies = torch.arange(len(rows)).repeat_interleave(group_size if temperature > 0 else 1)
     with policy.sampling(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        sequences = policy.model.generate(
-            **prompts.inputs,
-            **sampling,
-            num_return_sequences=group_size if temperature > 0 else 1,
-            max_new_tokens=max_new_tokens,
-            suppress_tokens=policy.forbidden_ids,
-        )
+        parts = [
+            sample(policy, prompts.take(part), max_new_tokens, temperature) for part in copies.split(batch_size or len(copies))
+        ]
+    ids = pad_sequence([row for part in parts for row in part], batch_first=True, padding_value=policy.tokenizer.pad_token_id)
     if temperature == 0:
-        sequences = sequences.repeat_interleave(group_size, dim=0)
-    ids = sequences[:, prompts.inputs["input_ids"].shape[1] :]
+        ids = ids.repeat_interleave(group_size, dim=0)
     mask = completion_mask(ids, policy.eos_ids)
     texts = [policy.tokenizer.decode(i[m], skip_special_tokens=True) for i, m in zip(ids, mask, strict=True)]
     finished = torch.isin(ids, torch.tensor(policy.eos_ids, device=ids.device)).any(dim=1)
     return Rollouts(list(rows), prompts, group_size, ids, mask, finished, texts)
+
+
+def sample(policy: Policy, prompts: Prompts, max_new_tokens: int, temperature: float) -> Int[Tensor, "B T"]:
+    """One completion per prompt from the global generator, padded after its end-of-sequence token."""
+    sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    sequences = policy.model.generate(
+        **prompts.inputs, **sampling, max_new_tokens=max_new_tokens, suppress_tokens=policy.forbidden_ids
+    )
+    return sequences[:, prompts.inputs["input_ids"].shape[1] :]
 
 
 def completion_mask(completion_ids: Int[Tensor, "B T"], eos_ids: Sequence[int]) -> Bool[Tensor, "B T"]:

@@ -110,6 +110,11 @@ def row_at(rows: Rows, index: int) -> dict[str, Any]:
     return {**others, "image": images[0], "images": images, "question": question, "answer": answer}
 
 
+def images_of(row: dict[str, Any]) -> list[Image.Image]:
+    """The images of a row: `image`, also where a view was put into its place, and what follows it in `images`."""
+    return [row["image"], *row.get("images", [])[1:]]
+
+
 @contextmanager
 def _named(number: int, column: str) -> Iterator[None]:
     """Errors inside are about this row and column."""

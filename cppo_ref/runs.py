@@ -9,7 +9,8 @@ from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.metrics import StepMetrics
 from cppo_ref.updates import Batch
 
-MAY_DIFFER = {"steps", "output", "keep_checkpoints", "trackers"}  # a resumed run may change these and stay the same run
+# a resumed run may change these and stay the same run; the last two trade memory for time and no more
+MAY_DIFFER = {"steps", "output", "keep_checkpoints", "trackers", "micro_batch_size", "activation_checkpointing"}
 
 
 @dataclass

@@ -23,10 +23,11 @@ from cppo_ref.metrics import PhaseClock, StepMetrics
 from cppo_ref.overlong import drop_overlong
 from cppo_ref.perception import entropy_shift, select_perception_tokens
 from cppo_ref.perturbations import preserve, remove, view_rng
-from cppo_ref.policy import Policy, Prompts, policy_for
+from cppo_ref.policy import Policy, policy_for
+from cppo_ref.prompts import Prompts
 from cppo_ref.rewards import reward
 from cppo_ref.rollouts import Rollouts, generate_rollouts
-from cppo_ref.rows import Rows
+from cppo_ref.rows import Rows, images_of
 from cppo_ref.runs import RunFolder
 from cppo_ref.updates import Batch, NonFiniteError, learnable, minibatches, score_without_graph, stream_seed, update
 
@@ -55,6 +56,7 @@ def cppo_step(
             group_size=config.group_size,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
+            batch_size=config.rollout_batch_size,
             rng=rng,
         )
     with clock("rewards"):
@@ -107,15 +109,12 @@ def with_perception_tokens(policy: Policy, batch: Batch, config: CPPOConfig, ste
 
 def encode_views(policy: Policy, rollouts: Rollouts, config: CPPOConfig, step: int) -> tuple[Prompts, Prompts]:
     """The P prompts with the preserving view for the image, and with the removing view."""
-    images, questions = zip(*[(row["image"], row["question"]) for row in rollouts.rows], strict=True)
-    views = [
-        [
-            preserve(image, view_rng(config.seed, step, i, "preserve"), config.preserving, config.preserving_strength),
-            remove(image, view_rng(config.seed, step, i, "remove"), config.removing, config.removing_strength),
-        ]
-        for i, image in enumerate(images)
-    ]
-    preserved, removed = zip(*views, strict=True)
+    questions = [row["question"] for row in rollouts.rows]
+    preserved, removed = [], []
+    for i, row in enumerate(rollouts.rows):
+        plus, minus = view_rng(config.seed, step, i, "preserve"), view_rng(config.seed, step, i, "remove")
+        preserved.append([preserve(image, plus, config.preserving, config.preserving_strength) for image in images_of(row)])
+        removed.append([remove(image, minus, config.removing, config.removing_strength) for image in images_of(row)])
     return policy.encode(preserved, questions), policy.encode(removed, questions)
 
 
@@ -212,7 +211,7 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
 def check_first_step(policy: Policy, rows: Rows, config: CPPOConfig, step: int) -> None:
     """Raise InputError for rows that cannot be read or prompts that do not fit, before anything is written."""
     first = step_rows(rows, config.prompts_per_step, step, config.seed)
-    prompts = policy.encode([row["image"] for row in first], [row["question"] for row in first])
+    prompts = policy.encode([images_of(row) for row in first], [row["question"] for row in first])
     policy.check_length(prompts, config.max_new_tokens)
 
 

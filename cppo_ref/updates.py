@@ -13,11 +13,13 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cppo_ref.chunks import over_tokens
 from cppo_ref.config import CPPOConfig
 from cppo_ref.cpl import contrast, view_divergence
 from cppo_ref.grpo import clipped_surrogate, kl_to_reference, token_logprobs, token_weights, weighted_sum
 from cppo_ref.perception import token_entropy
-from cppo_ref.policy import Policy, Prompts
+from cppo_ref.policy import Policy
+from cppo_ref.prompts import Prompts
 from cppo_ref.rollouts import Rollouts
 
 
@@ -41,13 +43,10 @@ class Batch:
     removed: Prompts | None = None  # the P prompts with I⁻ for I
 
 
-def score_rows(policy: Policy, rollouts: Rollouts, prompts: Prompts, rows: Tensor, config: CPPOConfig) -> Tensor:
-    """Logits [rows, T, V] of the completions `rows` under `prompts` (the original's or a view's)."""
-    return policy.score(
-        prompts.take(rollouts.prompt_of_row[rows]),
-        rollouts.completion_ids[rows],
-        rollouts.completion_mask[rows],
-        temperature=config.temperature,
+def hidden_states(policy: Policy, rollouts: Rollouts, prompts: Prompts, rows: Tensor) -> Float[Tensor, "R T H"]:
+    """Hidden states of the completions `rows` under `prompts` (the original's or a view's)."""
+    return policy.hidden_states(
+        prompts.take(rollouts.prompt_of_row[rows]), rollouts.completion_ids[rows], rollouts.completion_mask[rows]
     )
 
 
@@ -56,13 +55,18 @@ def score_without_graph(
     policy: Policy, rollouts: Rollouts, prompts: Prompts, wanted: Bool[Tensor, " B"], config: CPPOConfig
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """Log-probabilities and entropies (nats) of the sampled tokens for the `wanted` rows; 0 on the others."""
-    logprobs = torch.zeros(rollouts.completion_ids.shape, device=policy.device)
-    entropy = torch.zeros_like(logprobs)
+
+    def logprob_and_entropy(hidden: Tensor, ids: Tensor) -> Tensor:
+        logits = policy.logits(hidden, temperature=config.temperature)
+        return torch.stack([token_logprobs(logits, ids), token_entropy(logits)], dim=-1)
+
+    scores = torch.zeros(*rollouts.completion_ids.shape, 2, device=policy.device)
     indices = wanted.nonzero().flatten()
     for rows in indices.split(config.micro_batch_size) if len(indices) else ():
-        logits = score_rows(policy, rollouts, prompts, rows, config)
-        logprobs[rows] = token_logprobs(logits, rollouts.completion_ids[rows])
-        entropy[rows] = token_entropy(logits)
+        hidden, ids = hidden_states(policy, rollouts, prompts, rows), rollouts.completion_ids[rows]
+        mask = rollouts.completion_mask[rows]
+        scores[rows] = over_tokens(logprob_and_entropy, mask, hidden, ids, vocabulary=policy.vocabulary)
+    logprobs, entropy = scores.unbind(dim=-1)
     return logprobs, entropy
 
 
@@ -98,7 +102,8 @@ def update(
     optimizer.zero_grad(set_to_none=True)
     totals = {"policy_loss": 0.0, "kl": 0.0, "cpl": 0.0, "clip_fraction": 0.0}
     for rows in minibatch.to(policy.device).split(config.micro_batch_size):
-        terms = loss_terms(policy, batch, rows, weights[rows], cpl_weights[rows], config)
+        with policy.learning():
+            terms = loss_terms(policy, batch, rows, weights[rows], cpl_weights[rows], config)
         loss = terms["policy_loss"] + config.kl_weight * terms["kl"] + config.cpl_weight * terms["cpl"]
         if not torch.isfinite(loss):
             raise NonFiniteError(f"loss is {loss.item()}: " + ", ".join(f"{k} {v.item():.3g}" for k, v in terms.items()))
@@ -116,9 +121,13 @@ def loss_terms(
     policy: Policy, batch: Batch, rows: Tensor, weights: Tensor, cpl_weights: Tensor, config: CPPOConfig
 ) -> dict[str, Float[Tensor, ""]]:
     """The weighted sums of the surrogate, the KL to the reference and CPL over the micro-batch `rows`, with graph."""
-    ids = batch.rollouts.completion_ids[rows]
-    logits = score_rows(policy, batch.rollouts, batch.rollouts.prompts, rows, config)
-    logprobs = token_logprobs(logits, ids)
+    hidden = hidden_states(policy, batch.rollouts, batch.rollouts.prompts, rows)
+    ids, mask = batch.rollouts.completion_ids[rows], batch.rollouts.completion_mask[rows]
+
+    def logprob(hidden: Tensor, ids: Tensor) -> Tensor:
+        return token_logprobs(policy.logits(hidden, temperature=config.temperature), ids)
+
+    logprobs = over_tokens(logprob, mask, hidden, ids, vocabulary=policy.vocabulary)
     old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[rows]
     clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
     zero = logprobs.new_zeros(())
@@ -128,28 +137,28 @@ def loss_terms(
     )
     looked = cpl_weights.any(dim=1)
     if looked.any():
-        terms["cpl"] = perception_term(policy, batch, rows[looked], logits[looked], cpl_weights[looked], config)
+        terms["cpl"] = perception_term(policy, batch, rows[looked], hidden[looked], cpl_weights[looked], config)
     ratio = (logprobs.detach() - old).exp()
     outside = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
     return {"cpl": zero, **terms, "clip_fraction": weighted_sum(outside.float(), weights)}
 
 
 def perception_term(
-    policy: Policy, batch: Batch, rows: Tensor, logits: Tensor, weights: Tensor, config: CPPOConfig
+    policy: Policy, batch: Batch, rows: Tensor, hidden: Tensor, weights: Tensor, config: CPPOConfig
 ) -> Float[Tensor, ""]:
     """Σ weight · softplus((KL⁺ − KL⁻)/τ) over the perception tokens of `rows`: the two perturbed forwards with graph."""
     assert batch.preserved is not None and batch.removed is not None
-    kl_preserved, kl_removed = (
-        view_divergence(
-            logits,
-            score_rows(policy, batch.rollouts, view, rows, config),
-            batch.rollouts.completion_ids[rows],
-            estimator=config.kl_estimator,
-            detach_anchor=config.detach_anchor,
-        )
-        for view in (batch.preserved, batch.removed)
-    )
-    return weighted_sum(contrast(kl_preserved, kl_removed, tau=config.tau), weights)
+    ids = batch.rollouts.completion_ids[rows]
+    views = [hidden_states(policy, batch.rollouts, view, rows) for view in (batch.preserved, batch.removed)]
+    kl_options = {"estimator": config.kl_estimator, "detach_anchor": config.detach_anchor}
+
+    def token_contrast(hidden: Tensor, preserved: Tensor, removed: Tensor, ids: Tensor) -> Tensor:
+        anchor, plus, minus = (policy.logits(h, temperature=config.temperature) for h in (hidden, preserved, removed))
+        kl_preserved, kl_removed = (view_divergence(anchor, view, ids, **kl_options) for view in (plus, minus))
+        return contrast(kl_preserved, kl_removed, tau=config.tau)
+
+    values = over_tokens(token_contrast, weights != 0, hidden, *views, ids, vocabulary=policy.vocabulary)
+    return weighted_sum(values, weights)
 
 
 def stream_seed(*keys: int) -> int:

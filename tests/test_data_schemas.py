@@ -12,10 +12,10 @@ from PIL import Image
 from cppo_ref.__main__ import main
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.datasets import load_rows, rows_for
-from cppo_ref.overlong import drop_overlong
+from cppo_ref.overlong import drop_overlong, prompt_tokens
 from cppo_ref.policy import load_policy
 from cppo_ref.rewards import reward
-from cppo_ref.rows import INSTRUCTION, find_columns, plain_answer, plain_question, row_at
+from cppo_ref.rows import INSTRUCTION, find_columns, images_of, plain_answer, plain_question, row_at
 from cppo_ref.shapes import level_named, sample_row
 from cppo_ref.training import train
 
@@ -189,6 +189,16 @@ def test_a_row_may_have_several_images(tmp_path):
     assert (np.asarray(row["images"][1]) == np.asarray(second)).all()
 
 
+def test_a_view_in_the_place_of_the_image_is_what_the_policy_sees():
+    first, second = pictures(2)
+    view = Image.new("RGB", (48, 48))
+    row = row_at(load_rows("shapes", "test"), 0)
+    assert images_of(row) == [row["image"]]
+    assert images_of({**row, "image": view}) == [view]
+    assert images_of({"image": view, "images": [first, second]}) == [view, second]
+    assert images_of({"image": view}) == [view]
+
+
 def test_image_paths_start_beside_the_data_file_or_in_the_image_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for place, colour in (("data", "red"), ("elsewhere", "blue"), (".", "black")):
@@ -340,6 +350,14 @@ def test_overlong_prompts_are_dropped_and_counted(limit, new_tokens, kept, said,
     assert [int(row_at(rows, index)["answer"]) for index in range(len(rows))] == kept
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == (said, "")
+
+
+def test_every_image_of_a_row_counts(policy, tmp_path):
+    for number, picture in enumerate(pictures(2)):
+        picture.save(tmp_path / f"{number}.png")
+    rows = [{"image": [f"{number}.png" for number in range(count)], "question": "red", "answer": "1"} for count in (1, 2)]
+    loaded = load_rows(write_jsonl(tmp_path / "rows.jsonl", rows), instruction="none")
+    assert [prompt_tokens(policy, row_at(loaded, index)) for index in range(2)] == [1 + 16 + 1 + 1, 1 + 32 + 1 + 1]
 
 
 def test_nothing_is_said_where_nothing_is_dropped(policy, tmp_path, capsys):

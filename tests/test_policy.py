@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from cppo_ref.datasets import load_rows, row_at
-from cppo_ref.policy import LoraOptions, choose_dtype, load_policy
+from cppo_ref.devices import choose_dtype
+from cppo_ref.policy import LoraOptions, load_policy
 from cppo_ref.rollouts import completion_mask, generate_rollouts
 
 

@@ -100,8 +100,8 @@ def test_the_micro_batch_size_never_changes_the_gradient(policy, rows, accelerat
 
 def test_the_perturbed_forwards_run_for_the_rows_with_a_positive_advantage_only(policy, rows):
     scored = []
-    score = policy.score
-    policy.score = lambda prompts, *args, **kwargs: (scored.append(len(prompts)), score(prompts, *args, **kwargs))[1]
+    hidden_states = policy.hidden_states
+    policy.hidden_states = lambda prompts, *args: (scored.append(len(prompts)), hidden_states(prompts, *args))[1]
     metrics, batch = cppo_step(policy, optimizer_for(policy), rows, CONFIG, step=0)
     positive = int((batch.advantages > 0).sum())
     assert metrics.perturbed_rows == metrics.gated_rows == positive > 0

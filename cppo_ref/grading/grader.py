@@ -126,6 +126,7 @@ def difference(seen: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> str:
         if isinstance(want, Tensor):
             sentence = _tensor_difference(got, want)
         elif isinstance(want, float):
+            got = got.detach() if isinstance(got, Tensor) else got
             same = isinstance(got, int | float) or (isinstance(got, Tensor) and got.numel() == 1)
             sentence = "" if same and abs(float(got) - want) <= TOLERANCE else f"is {shown(got)}, expected {want}"
         else:

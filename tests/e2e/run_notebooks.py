@@ -24,7 +24,7 @@ from playwright.sync_api import Page, TimeoutError, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
-SECONDS = 600  # for one notebook
+SECONDS = 300  # for one notebook
 TALLEST = 16_000  # pixels; Chromium draws no taller page
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -87,7 +87,10 @@ def jupyterlab(folder: Path) -> Iterator[tuple[str, str]]:
     options += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
     options += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     options += ["--allow-root"] if os.geteuid() == 0 else []
-    environment = {"HF_HUB_OFFLINE": "1", "CPPO_FAST": "1", **os.environ, "JUPYTERLAB_SETTINGS_DIR": str(settings)}
+    # a workspace of this run: the user's own would open the notebooks of last time beside the one under test
+    workspaces = str(folder / ".workspaces")
+    own = {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": workspaces}
+    environment = {"HF_HUB_OFFLINE": "1", "CPPO_FAST": "1", **os.environ, **own}
     log = folder / ".lab.log"
     with log.open("w") as stream:
         command = [sys.executable, "-m", "jupyterlab", *options]
@@ -139,6 +142,13 @@ def keep_screenshot(page: Page, name: str) -> None:
     page.screenshot(path=SCREENSHOTS / f"{name.replace('/', '-').removesuffix('.ipynb')}.png")
 
 
+def shut_kernels_down(page: Page, address: str, token: str) -> None:
+    """End every kernel, so that a long run holds the memory of one notebook only."""
+    headers = {"Authorization": f"token {token}"}
+    for kernel in page.request.get(f"{address}/api/kernels", headers=headers).json():
+        page.request.delete(f"{address}/api/kernels/{kernel['id']}", headers=headers)
+
+
 def main(arguments: list[str]) -> int:
     """Run the notebooks named in `arguments` (default: the course and the solutions); 1 if any fails."""
     everything = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/exercises/solutions/*.ipynb")]
@@ -152,8 +162,10 @@ def main(arguments: list[str]) -> int:
             for name in names:
                 start = time.monotonic()
                 page = browser.new_page()
-                errors = run_all(page, f"{address}/lab/tree/{name}?token={token}")
+                workspace = name.replace("/", "-").removesuffix(".ipynb")
+                errors = run_all(page, f"{address}/lab/workspaces/{workspace}/tree/{name}?token={token}")
                 keep_screenshot(page, name)
+                shut_kernels_down(page, address, token)
                 page.close()
                 failed += bool(errors)
                 print(f"{'FAILED' if errors else 'passed'}  {name}  {time.monotonic() - start:.0f} s", flush=True)

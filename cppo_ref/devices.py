@@ -1,0 +1,22 @@
+"""Which device and which number format a policy computes in."""
+
+import torch
+
+from cppo_ref.config import InputError
+
+
+def choose_device(device: str) -> torch.device:
+    """ "auto" is the GPU if there is one; InputError if "cuda" is asked for and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda', but torch sees no GPU: use --device cpu or install a CUDA build of torch")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto": float32 on a CPU, bfloat16 on GPUs that compute in it (capability ≥ 8), else float16 (T4)."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device.type == "cpu":
+        return torch.float32
+    # torch.cuda.is_bf16_supported() says yes on a T4, which only emulates it
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16

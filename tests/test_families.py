@@ -1,0 +1,186 @@
+"""Every family, as a tiny random model: encoding, padding, one CPPO step, the gate, and save → reload → merge."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from PIL import Image
+from tiny_families import TYPES, make_family
+from torch.testing import assert_close
+
+from cppo_ref.checkpoints import save_adapter
+from cppo_ref.config import CPPOConfig
+from cppo_ref.evaluation import split_rows
+from cppo_ref.export import export_merged
+from cppo_ref.policy import LoraOptions, load_policy
+from cppo_ref.rollouts import generate_rollouts
+from cppo_ref.training import cppo_step
+
+QUESTIONS = ["how many red shapes ?", "how many blue shapes plus red shapes ?"]  # prompts of two lengths
+ADAPTED = {  # (vision, language) layers with adapters, counted in the configs by hand: blocks × linear layers of a block
+    "llava": (2 * 6, 3 * 7),
+    "qwen2_5_vl": (2 * 5, 2 * 7),
+    "qwen3_vl": (2 * 4, 2 * 7),
+    "idefics3": (2 * 6, 2 * 7),
+}
+
+
+@pytest.fixture(scope="module", params=TYPES)
+def folder(request, tmp_path_factory):
+    return make_family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def policy(folder):
+    return load_policy(str(folder), lora=LoraOptions(rank=4, alpha=8))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    first, second = split_rows("test", count=2)
+    return [{**first, "question": QUESTIONS[0]}, {**second, "question": QUESTIONS[1]}]
+
+
+def roll(policy, rows, group_size=3):
+    return generate_rollouts(policy, rows, group_size=group_size, max_new_tokens=10, rng=torch.Generator().manual_seed(0))
+
+
+def config(folder, **changes):
+    return CPPOConfig(model=str(folder), prompts_per_step=2, group_size=3, max_new_tokens=10, lora_rank=4, **changes)
+
+
+def adapted(policy, part):
+    return [n for n, p in policy.model.named_parameters() if "lora_A" in n and part.removeprefix("model.") in n]
+
+
+def test_vision_projector_and_head_keep_their_precision_and_the_linear_layers_get_adapters(policy):
+    family, kind = policy.family, policy.vlm.config.model_type
+    quantised = [name for name, module in policy.vlm.named_modules() if isinstance(module, Linear4bit)]
+    vision, language = ADAPTED[kind]
+    assert len(quantised) == language
+    assert all(name.startswith(family.language) for name in quantised)
+    assert len(adapted(policy, family.vision)) == vision
+    assert len(adapted(policy, family.language)) == language
+    assert len(policy.trainable) == 2 * (vision + language)  # A and B
+
+
+@pytest.mark.parametrize(("scope", "part"), [("language", "language"), ("vision", "vision")])
+def test_adapters_on_one_part_only(folder, scope, part):
+    policy = load_policy(str(folder), lora=LoraOptions(rank=2, scope=scope))
+    kind = policy.vlm.config.model_type
+    assert len(policy.trainable) == 2 * ADAPTED[kind][1 if scope == "language" else 0]
+    assert len(adapted(policy, getattr(policy.family, part))) == len(policy.trainable) / 2
+
+
+@torch.no_grad()
+def test_a_batch_scores_each_row_as_a_plain_forward_of_that_row_alone(policy, rows):
+    rollouts = roll(policy, rows)
+    together = policy.score(rollouts.prompts.take(rollouts.prompt_of_row), rollouts.completion_ids, rollouts.completion_mask)
+    for i in range(len(rollouts.texts)):
+        row = rows[i // 3]
+        alone = dict(policy.encode([row["image"]], [row["question"]]).inputs)
+        n, start = int(rollouts.completion_mask[i].sum()), alone["input_ids"].shape[1]
+        ids = torch.cat([alone["input_ids"], rollouts.completion_ids[i : i + 1, :n]], dim=1)
+        alone |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if "mm_token_type_ids" in alone:
+            image = policy.vlm.config.image_token_id
+            alone["mm_token_type_ids"] = (ids == image).long()  # from its definition
+        logits = policy.model(**alone).logits[0, start - 1 : start - 1 + n]
+        assert_close(together[i, :n], logits.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_sampled_tokens_are_the_scored_ones(policy, rows):
+    """Greedy tokens from generate's cache are the argmax of one teacher-forced forward."""
+    rollouts = generate_rollouts(
+        policy, rows, group_size=1, max_new_tokens=10, temperature=0, rng=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        logits = policy.score(rollouts.prompts, rollouts.completion_ids, rollouts.completion_mask)
+    logits[..., policy.forbidden_ids] = -torch.inf
+    mask = rollouts.completion_mask
+    assert torch.equal(logits.argmax(dim=-1)[mask], rollouts.completion_ids[mask])
+    assert not torch.isin(rollouts.completion_ids[mask], torch.tensor(policy.forbidden_ids)).any()
+
+
+def test_several_images_in_a_row(policy):
+    images = [Image.new("RGB", (48, 48), color) for color in ("red", "blue", "green")]
+    prompts = policy.encode([images[:2], [images[2]]], QUESTIONS)
+    ids = torch.tensor([policy.tokenizer("<think> red blue")["input_ids"]] * 2)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        together = policy.score(prompts, ids, mask)
+        alone = [
+            policy.score(policy.encode([i], [q]), ids[:1], mask[:1])
+            for i, q in zip([images[:2], images[2]], QUESTIONS, strict=True)
+        ]
+        assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
+        swapped = policy.score(prompts.take(torch.tensor([1, 0, 0])), ids[[0, 0, 0]], mask[[0, 0, 0]])
+        assert_close(swapped, together[[1, 0, 0]], atol=1e-4, rtol=1e-4)
+        other = policy.score(policy.encode([[images[1], images[0]]], QUESTIONS[:1]), ids[:1], mask[:1])
+    assert (other - alone[0]).abs().max() > 1e-6  # the order of images matters
+
+
+def test_a_step_trains_vision_and_language(folder, rows):
+    policy = load_policy(str(folder), lora=LoraOptions(rank=4))
+    before = [p.detach().clone() for p in policy.trainable]
+    settings = config(folder, advantage_gate=False)  # random models earn nothing: every row looks
+    metrics, batch = cppo_step(policy, torch.optim.AdamW(policy.trainable, lr=1e-2, weight_decay=0), rows, settings, 0)
+    assert metrics.perception_tokens > 0 and metrics.cpl > 0
+    names = [n for n, p in policy.model.named_parameters() if p.requires_grad]
+    moved = [n for n, p, old in zip(names, policy.trainable, before, strict=True) if not torch.equal(p, old)]
+    # B starts at zero, so A has no gradient in the first step
+    assert all("lora_B" in n for n in moved)
+    assert any(policy.family.vision.removeprefix("model.") in n for n in moved)
+    assert any(policy.family.language.removeprefix("model.") in n for n in moved)
+    assert batch.selected is not None and not batch.selected[~batch.rollouts.completion_mask].any()
+
+
+def gradients(folder, rows, monkeypatch, settings):
+    """Gradients of one step whose rewards are 1 for the first completion of each prompt and 0 for the others."""
+    policy = load_policy(str(folder), lora=LoraOptions(rank=4))
+    with torch.no_grad():
+        for p in policy.trainable:
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    paid = iter([1.0, 0.0, 0.0] * 2)
+    monkeypatch.setattr("cppo_ref.training.reward", lambda text, answer: next(paid))
+    _, batch = cppo_step(policy, torch.optim.SGD(policy.trainable, lr=0.0), rows, settings, 0)
+    return [p.grad for p in policy.trainable], batch
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"micro_batch_size": 1}, {"activation_checkpointing": True}, {"rollout_batch_size": 6}],
+    ids=lambda c: next(iter(c)),
+)
+def test_what_saves_memory_changes_no_gradient(folder, rows, monkeypatch, changes):
+    settings = config(folder, cpl_weight=0.5, max_grad_norm=1e9)
+    plain, _ = gradients(folder, rows, monkeypatch, settings)
+    lean, _ = gradients(folder, rows, monkeypatch, replace(settings, **changes))
+    assert any(g.abs().max() > 0 for g in plain)
+    for a, b in zip(plain, lean, strict=True):
+        assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_the_gate_leaves_other_rows_without_perception_tokens(folder, rows, monkeypatch):
+    _, batch = gradients(folder, rows, monkeypatch, config(folder))
+    assert batch.gate.tolist() == [True, False, False] * 2
+    assert batch.selected[[0, 3]].any() and not batch.selected[[1, 2, 4, 5]].any()
+    assert (batch.shift[[1, 2, 4, 5]] == 0).all()
+
+
+def test_save_reload_and_merge(folder, rows, tmp_path):
+    policy = load_policy(str(folder), lora=LoraOptions(rank=4))
+    with torch.no_grad():
+        for p in policy.trainable:
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    rollouts = roll(policy, rows, group_size=2)
+    args = rollouts.prompts.take(rollouts.prompt_of_row), rollouts.completion_ids, rollouts.completion_mask
+    adapter = save_adapter(tmp_path / "adapter", policy)
+    again = load_policy(str(folder), adapter=str(adapter))
+    with torch.no_grad():
+        assert_close(again.score(*args), policy.score(*args))
+    report = export_merged(str(folder), str(adapter), tmp_path / "merged", "float16")
+    assert "KL to the QLoRA policy" in report  # it measured the merged model and found it close
+    merged = load_policy(str(tmp_path / "merged"), quantize="none", lora=None)
+    assert not any("lora" in name for name, _ in merged.model.named_parameters())

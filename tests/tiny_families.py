@@ -1,0 +1,63 @@
+"""Tiny models with random weights, one folder per family, as `load_policy` finds them on the Hub."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from cppo_ref.datasets import data_folder
+
+QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+SMOL_TOKENS = ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
+QWEN_IMAGE, SMOL_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>", "<image>"
+TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
+TEXT |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": None}
+VISION = {
+    "qwen2_5_vl": {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 64}
+    | {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "fullatt_block_indexes": [1], "window_size": 56},
+    "qwen3_vl": {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 64}
+    | {"patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 64}
+    | {"deepstack_visual_indexes": [0]},
+    "idefics3": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    | {"image_size": 64, "patch_size": 16},
+}
+TYPES = ["llava", "qwen2_5_vl", "qwen3_vl", "idefics3"]
+
+
+def make_family(model_type: str, folder: Path) -> Path:
+    """Write a tiny random model of `model_type` with tokenizer and image processor to `folder`; llava is the course's own."""
+    if model_type == "llava":
+        return data_folder() / "tiny-vlm"
+    qwen = model_type.startswith("qwen")
+    tokenizer = AutoTokenizer.from_pretrained(data_folder() / "tiny-vlm")
+    tokenizer.add_special_tokens({"additional_special_tokens": QWEN_TOKENS if qwen else SMOL_TOKENS})
+    tokenizer.chat_template = tokenizer.chat_template.replace(" <image>", " " + (QWEN_IMAGE if qwen else SMOL_IMAGE))
+    token = tokenizer.convert_tokens_to_ids
+    text = TEXT | {"vocab_size": len(tokenizer)}
+    if qwen:
+        scaling = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+        special = {"image_token_id": token("<|image_pad|>"), "video_token_id": token("<|video_pad|>")}
+        special |= {"vision_start_token_id": token("<|vision_start|>"), "vision_end_token_id": token("<|vision_end|>")}
+        text |= {"rope_parameters": scaling}
+        patch = VISION[model_type]["patch_size"]
+        images = Qwen2VLImageProcessorPil(
+            patch_size=patch, merge_size=2, size={"shortest_edge": 4 * patch * patch, "longest_edge": 36 * patch * patch}
+        )
+    else:
+        special = {"image_token_id": token("<image>"), "scale_factor": 2}
+        text |= {"model_type": "llama"}
+        images = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 64})
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[model_type](text_config=text, vision_config=VISION[model_type], tie_word_embeddings=True, **special)
+    model = AutoModelForImageTextToText.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    images.save_pretrained(folder)
+    if not qwen:  # no video part: the stock processor is found by its own config
+        from transformers import Idefics3Processor
+
+        Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template).save_pretrained(folder)
+    return folder
