@@ -34,7 +34,11 @@ class CPPOConfig:
     lora_scope: Literal["all", "language", "vision"] = setting("all", "where adapters sit (paper: everything trains)")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "compute dtype; auto suits the device")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes the GPU if there is one")
-    data: str = setting("shapes", '"shapes", a .parquet/.jsonl file, or a Hub dataset (paper: ViRL39K)')
+    data: str = setting("shapes", '"shapes", a .parquet/.jsonl/.csv file, an image folder, or a Hub dataset (paper: ViRL39K)')
+    columns: list[str] = setting([], "which column holds what, where names differ: image=photo question=prompt answer=label")
+    image_folder: str = setting("", "folder that relative image paths start in; empty: beside the data file")
+    instruction: str = setting("auto", "text that ends every question; auto: none for shapes, else think-then-box; or none")
+    max_prompt_tokens: int = setting(0, "drop longer prompts, image included; 0: what the context leaves (authors: 512)")
     max_pixels: int = setting(0, "images with more pixels are scaled down to it; 0: as they are (paper: not stated)")
     level: Literal["easy", "hard"] = setting("easy", "difficulty of the shape world: 3×3, or 4×4 with two colours asked")
     seed: int = setting(0, "seeds adapters, data order, sampling and views (paper: one unseeded run)")
@@ -98,6 +102,7 @@ class CPPOConfig:
         positive += ["num_minibatches", "num_epochs", "micro_batch_size", "rollout_batch_size", "save_every"]
         positive += ["keep_checkpoints", "lora_rank", "lora_alpha", "preserving_strength", "removing_strength"]
         natural = ["kl_weight", "cpl_weight", "warmup_steps", "weight_decay", "eval_rows", "seed", "max_pixels"]
+        natural += ["max_prompt_tokens"]
         rows = self.prompts_per_step * self.group_size
         checks = [(name, getattr(self, name) > 0, "a number above 0") for name in positive]
         checks += [(name, getattr(self, name) >= 0, "0 or more") for name in natural]

@@ -1,21 +1,20 @@
-"""Rows {image, question, answer}: the shape world's committed splits, or any local or Hub dataset with such columns."""
+"""Where rows come from: the shape world's committed splits, a local file, an image folder, or the Hub; and in which order."""
 
-import io
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from cppo_ref.config import InputError
+from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.perturbations import blank, preserve
+from cppo_ref.rows import Rows, find_columns, first_line, instruction_text, row_at
 from cppo_ref.shapes import LEVELS, level_named, sample_row
 
 SPLITS = {"train": 2000, "validation": 200, "test": 300, "test_shift": 300, "test_blank": 300}
-COLUMNS = {"image": ("image", "images"), "question": ("question", "problem"), "answer": ("answer",)}
+READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 FEATURES = datasets.Features(
     {
         "image": datasets.Image(),
@@ -34,30 +33,66 @@ def data_folder() -> Path:
     return next(folder for folder in (package / "data", package.parent / "data") if folder.exists())
 
 
-def load_rows(source: str = "shapes", split: str = "train", level: str = "easy") -> datasets.Dataset:
-    """Load a dataset whose rows `row_at` turns into {image, question, answer, …}.
+def load_rows(
+    source: str = "shapes",
+    split: str = "train",
+    level: str = "easy",
+    *,
+    columns: Sequence[str] = (),
+    image_folder: str = "",
+    instruction: str = "auto",
+) -> Rows:
+    """Load a dataset whose rows `row_at` turns into {image, images, question, answer, …}.
 
     Args:
-        source: "shapes"; a local .parquet, .json, .jsonl or .csv file; else the name of a Hub dataset.
-        split: split of the shape world or of the Hub dataset; a local file has only its own rows.
+        source: "shapes"; a local .parquet, .json, .jsonl or .csv file; a folder of images with a metadata file; else the name
+            of a Hub dataset.
+        split: split of the shape world, of a folder or of the Hub dataset; a local file has only its own rows.
         level: "easy" or "hard", for the shape world.
+        columns: which column holds what, such as "question=prompt", where its name is not a usual one.
+        image_folder: where relative image paths start; empty: beside the data file.
+        instruction: "auto", "none" or a text, as in CPPOConfig.
 
     Raises:
-        InputError: no such file, split or level; no image, question or answer column; no rows.
+        InputError: no such file, split, level or folder; no image, question or answer column; no rows.
     """
-    readers = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-    suffix = Path(source).suffix
+    if image_folder and not Path(image_folder).is_dir():
+        raise InputError(
+            f"image_folder is {image_folder!r}, but there is no such folder: give the one that image paths start in"
+        )
+    file = _metadata_file(Path(source), split) or Path(source)
     if source == "shapes":
-        rows = _read("parquet", str(_split_path(split, level)))
-    elif suffix in readers:
-        if not Path(source).is_file():
-            raise InputError(f"data is {source!r}, but there is no such file: give a path to a {suffix} file")
-        rows = _read(readers[suffix], source)
+        file = _split_path(split, level)
+        table = _read("parquet", str(file))
+    elif file.suffix in READERS:
+        if not file.is_file():
+            raise InputError(f"data is {source!r}, but there is no such file: give a path to a {file.suffix} file")
+        table = _read(READERS[file.suffix], str(file))
     else:
-        rows = _from_hub(source, split)
-    if len(rows) == 0:
+        table = _from_hub(source, split)
+    if len(table) == 0:
         raise InputError(f"data {source!r} has no rows: give a dataset with at least one")
-    return _standard_columns(rows, source)
+    found = find_columns(table.column_names, columns, source)
+    beside = file.parent if file.is_file() else file if file.is_dir() else Path()  # the Hub: the working folder
+    return Rows(table, found, Path(image_folder or beside), instruction_text(instruction, source))
+
+
+def rows_for(config: CPPOConfig) -> Rows:
+    """The rows that a run with `config` trains on, before those with too long a prompt are dropped."""
+    return load_rows(
+        config.data,
+        "train",
+        config.level,
+        columns=config.columns,
+        image_folder=config.image_folder,
+        instruction=config.instruction,
+    )
+
+
+def _metadata_file(folder: Path, split: str) -> Path | None:
+    """The file that an image folder keeps its questions in, by the `datasets` convention: per split, or one for all."""
+    places = [place / f"metadata{suffix}" for place in (folder / split, folder) for suffix in (".jsonl", ".csv", ".parquet")]
+    return next((place for place in places if place.is_file()), None)
 
 
 def _split_path(split: str, level: str) -> Path:
@@ -72,7 +107,7 @@ def _read(builder: str, path: str) -> datasets.Dataset:
     except Exception as error:  # datasets raises many kinds for an unreadable file
         if isinstance(error, StopIteration) or "no data" in str(error):
             raise InputError(f"data {path!r} has no rows: give a dataset with at least one") from error
-        reason = _first_line(error.__cause__ or error)
+        reason = first_line(error.__cause__ or error)
         raise InputError(f"data file {path!r} could not be read as {builder}: {reason}") from error
     assert isinstance(rows, datasets.Dataset)
     return rows
@@ -83,78 +118,13 @@ def _from_hub(source: str, split: str) -> datasets.Dataset:
         rows = datasets.load_dataset(source, split=split)
     except Exception as error:
         raise InputError(
-            f'data is {source!r}: not "shapes", no local file, and the Hub gave no split {split!r} ({_first_line(error)})'
+            f'data is {source!r}: not "shapes", no local file, and the Hub gave no split {split!r} ({first_line(error)})'
         ) from error
     assert isinstance(rows, datasets.Dataset)
     return rows
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _standard_columns(rows: datasets.Dataset, source: str) -> datasets.Dataset:
-    """Rename columns to image, question, answer."""
-    for name, spellings in COLUMNS.items():
-        found = next((spelling for spelling in spellings if spelling in rows.column_names), None)
-        if found is None:
-            raise InputError(f"data {source!r} has no {name} column: expected one of {', '.join(spellings)}")
-        if found != name:
-            rows = rows.rename_column(found, name)
-    return rows
-
-
-def row_at(rows: datasets.Dataset, index: int) -> dict[str, Any]:
-    """Row `index` with its image opened; InputError names the row and the column if something is missing."""
-    stored: Any = rows.with_format("arrow")[index]  # images undecoded, so that a bad one is named by its row
-    row = stored.to_pylist()[0]
-    for name in COLUMNS:
-        if row[name] is None or row[name] == "" or row[name] == []:
-            raise InputError(f"row {index} has no {name}: fill it or drop the row")
-    try:
-        row["image"] = open_image(row["image"])
-    except InputError as error:
-        raise InputError(f"row {index}, column image: {error}") from error
-    row["question"], row["answer"] = str(row["question"]), str(row["answer"])
-    return row
-
-
-def images_of(row: dict[str, Any]) -> list[Image.Image]:
-    """The images of a row of `row_at`: one, or several under "images"."""
-    return row.get("images") or [row["image"]]
-
-
-def open_image(source: Any) -> Image.Image:
-    """Open a PIL image, a path, bytes, {bytes, path}, or a list of one of these.
-
-    Raises:
-        InputError: unreadable, or so many pixels that decoding it would be a decompression bomb.
-    """
-    if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, Sequence) and not isinstance(source, str | bytes):
-        if len(source) != 1:
-            raise InputError(f"there are {len(source)} images, expected one per row")
-        return open_image(source[0])
-    if isinstance(source, dict):
-        source = source.get("bytes") or source.get("path")
-    if not source or not isinstance(source, str | bytes):
-        raise InputError(f"image is {source!r}, expected a picture, its bytes or its path")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow refuses only twice its limit by itself
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-            image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"image refused as a decompression bomb ({error}): scale it down") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"image {source!r:.80} is in no format that Pillow knows: give a PNG or JPEG") from error
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise InputError(f"image could not be read ({_first_line(error)}): give a PNG or JPEG") from error
-    return image
-
-
-def step_rows(rows: datasets.Dataset, count: int, step: int, seed: int) -> list[dict[str, Any]]:
+def step_rows(rows: Rows, count: int, step: int, seed: int) -> list[dict[str, Any]]:
     """The `count` rows of step `step`: consecutive rows of one seeded permutation per epoch, a function of its arguments."""
     picked = []
     for position in range(step * count, (step + 1) * count):

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cppo_ref.datasets import images_of
 from cppo_ref.policy import Policy
 from cppo_ref.prompts import Prompts
+from cppo_ref.rows import images_of
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from tqdm import tqdm
 
 from cppo_ref.checkpoints import latest_checkpoint, restore_checkpoint, save_adapter, save_checkpoint
 from cppo_ref.config import CPPOConfig
-from cppo_ref.datasets import images_of, load_rows, row_at, step_rows
+from cppo_ref.datasets import load_rows, row_at, rows_for, step_rows
 from cppo_ref.evaluation import avg_at_k, sample_answers
 from cppo_ref.grpo import group_advantages, zero_variance
 from cppo_ref.metrics import PhaseClock, StepMetrics
+from cppo_ref.overlong import drop_overlong
 from cppo_ref.perception import entropy_shift, select_perception_tokens
 from cppo_ref.perturbations import preserve, remove, view_rng
 from cppo_ref.policy import Policy, policy_for
 from cppo_ref.prompts import Prompts
 from cppo_ref.rewards import reward
 from cppo_ref.rollouts import Rollouts, generate_rollouts
+from cppo_ref.rows import Rows, images_of
 from cppo_ref.runs import RunFolder
 from cppo_ref.updates import Batch, NonFiniteError, learnable, minibatches, score_without_graph, stream_seed, update
 
@@ -164,8 +165,8 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
         NonFiniteError: a loss or gradient was not finite; the last good state was saved first.
     """
     run = RunFolder.check(config, resume)
-    rows = load_rows(config.data, "train", config.level)
-    policy = policy_for(config)
+    rows, policy = rows_for(config), policy_for(config)
+    rows = drop_overlong(policy, rows, config, progress=progress)
     accelerator = Accelerator(
         cpu=policy.device.type == "cpu",
         mixed_precision="fp16" if policy.dtype == torch.float16 else "no",
@@ -207,7 +208,7 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
     return TrainResult(run.history, run.path, save_adapter(run.path / "adapter", policy))
 
 
-def check_first_step(policy: Policy, rows: Dataset, config: CPPOConfig, step: int) -> None:
+def check_first_step(policy: Policy, rows: Rows, config: CPPOConfig, step: int) -> None:
     """Raise InputError for rows that cannot be read or prompts that do not fit, before anything is written."""
     first = step_rows(rows, config.prompts_per_step, step, config.seed)
     prompts = policy.encode([images_of(row) for row in first], [row["question"] for row in first])
@@ -218,7 +219,7 @@ def validate(policy: Policy, config: CPPOConfig) -> float | None:
     """avg@4 on the first `eval_rows` validation images; None without a validation split or with eval_rows 0."""
     if config.eval_rows == 0 or config.data != "shapes":
         return None
-    rows = load_rows("shapes", "validation", config.level)
+    rows = load_rows("shapes", "validation", config.level, instruction=config.instruction)
     first = [row_at(rows, i) for i in range(min(config.eval_rows, len(rows)))]
     answers = sample_answers(policy, first, samples=4, max_new_tokens=config.max_new_tokens, seed=config.seed)
     return avg_at_k(answers).value
