@@ -1,6 +1,5 @@
 """The command line: python -m cppo_ref COMMAND --help."""
 
-import dataclasses
 import difflib
 import json
 import logging
@@ -14,13 +13,15 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from cppo_ref.config import PRESETS, CPPOConfig, InputError, setting
+from cppo_ref.profiles import PROFILES
 
 
 @dataclass(frozen=True)
 class TrainFlags:
-    """Where the settings of a run come from; later ones win: preset, config file, options."""
+    """Where the settings of a run come from; later ones win: preset, profile, config file, options."""
 
     preset: str = setting("cppo-ref", f"published variant to start from: {', '.join(PRESETS)}")
+    profile: str = setting("", f"real VLM on one GPU: {', '.join(PROFILES)}; empty: the course's tiny VLM")
     config: str = setting("", "JSON file of settings, such as a run folder's config.json")
     resume: bool = setting(False, "go on from the newest checkpoint of --output")
 
@@ -80,12 +81,27 @@ def train_command(arguments: Sequence[str]) -> None:
     """Train a policy; writes a run folder."""
     from cppo_ref.training import train
 
-    known = {f.name for f in dataclasses.fields(TrainFlags)}
-    _, flags = parse((CPPOConfig, TrainFlags), "train", arguments)
-    defaults = CPPOConfig.preset(flags.preset, **_read_config(flags.config)).to_dict()
-    config, flags = parse((CPPOConfig, TrainFlags), "train", arguments, {k: v for k, v in defaults.items() if k not in known})
+    config, flags = _settings("train", arguments)
     result = train(config, resume=flags.resume)
     print(f"{len(result.history)} steps in {result.output}; adapter in {result.adapter}")
+
+
+def audit_command(arguments: Sequence[str]) -> None:
+    """Show what is in 4 bits, what learns, and the memory a step needs; takes the options of train."""
+    from cppo_ref.audit import audit
+
+    config, flags = _settings("audit", arguments)
+    print(audit(config, flags.profile))
+
+
+def _settings(command: str, arguments: Sequence[str]) -> tuple[CPPOConfig, TrainFlags]:
+    _, flags = parse((CPPOConfig, TrainFlags), command, arguments)
+    if flags.profile and flags.profile not in PROFILES:
+        raise InputError(f"profile is {flags.profile!r}, expected one of {', '.join(PROFILES)}")
+    chosen = {**PROFILES.get(flags.profile, {}), **_read_config(flags.config)}
+    defaults = CPPOConfig.preset(flags.preset, **chosen).to_dict()
+    config, flags = parse((CPPOConfig, TrainFlags), command, arguments, defaults)
+    return config, flags
 
 
 def _read_config(path: str) -> dict[str, Any]:
@@ -169,6 +185,7 @@ def _check_least(options: Any, **least: int) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo_command,
     "train": train_command,
+    "audit": audit_command,
     "evaluate": evaluate_command,
     "export": export_command,
     "pretrain": pretrain_command,

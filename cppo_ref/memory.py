@@ -1,11 +1,11 @@
 """Memory: what a run will need, counted from the model's shapes before anything is loaded; and what it did need.
 
-The estimate counts tensors: weights, adapters with their gradients and moments, the cache of a rollout, the activations that the
-backward pass waits for, and the logits of one chunk. A GPU also holds its context (`CONTEXT`).
+The estimate counts tensors: weights, adapters with their gradients and moments, the cache of a rollout, the activations that
+the backward pass waits for, and the logits of one chunk. A GPU also holds its context (`CONTEXT`).
 """
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, an 8-bit scale 
 QUESTION_TOKENS = 128  # assumed length of question, template and instruction, beside the image's tokens
 MAX_PIXELS = 448 * 448  # assumed where a run sets no max_pixels
 CONTEXT = 500e6  # bytes that a process takes on a GPU before its first tensor
-MEGABYTE = 1e6
+GIGABYTE = 1e9
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _image_size(config: Any, pixels: int) -> tuple[int, int]:
 def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2) -> dict[str, float]:
     """Bytes at the peak of each phase of a step after the first, with `width` bytes per 16- or 32-bit number.
 
-    Phases: load, rollouts, reference, detection, update. Images are one per prompt.
+    Phases: load, rollouts, reference, detection, update, optimizer (its step, part of the update). One image per prompt.
     """
     prompt = size.image_tokens + QUESTION_TOKENS
     tokens = prompt + run.max_new_tokens
@@ -112,6 +112,7 @@ def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2) -> dict[str, f
         "reference": held + scored,
         "detection": held + scored,
         "update": held + learned,
+        "optimizer": held + 4 * size.adapter_weights,  # AdamW's one temporary of each parameter
     }
 
 
@@ -125,7 +126,7 @@ def _forward(size: ModelSize, tokens: int, width: int) -> float:
 def _layer(size: ModelSize, width: int) -> float:
     """Bytes per token that one decoder layer keeps for its backward pass, adapters on all linear layers.
 
-    An adapter computes in float32: beside the layer's own values it keeps a float32 copy of its input where that is 16 bits wide.
+    An adapter computes in float32: beside the layer's own values it keeps a float32 copy of a 16-bit input.
     """
     copies = 4 if width != 4 else 0
     own = width * (6 * size.hidden + 3 * size.query_width + 2 * size.cache_width + 4 * size.intermediate) + 4 * 2 * size.hidden
@@ -136,6 +137,44 @@ def _vision_layer(size: ModelSize, width: int) -> float:
     copies = 4 if width != 4 else 0
     own = width * (10 * size.vision_hidden + 3 * size.vision_intermediate) + 4 * 2 * size.vision_hidden
     return own + copies * (3 * size.vision_hidden + size.vision_intermediate)
+
+
+def peak(size: ModelSize, run: CPPOConfig, *, width: int = 2) -> float:
+    """Bytes that a GPU must have for `run`: the highest phase and the process's context."""
+    return max(estimate(size, run, width=width).values()) + CONTEXT
+
+
+def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
+    """What to lower when memory ran out, the most helpful first, with what each change saves by the estimate."""
+    size = measure(skeleton(config, run), run.max_pixels)
+    now = peak(size, run, width=width)
+    saved = []
+    for option, changes in _leaner(run).items():
+        smaller = replace(run, **changes)
+        saving = now - peak(measure(skeleton(config, smaller), smaller.max_pixels), smaller, width=width)
+        if saving > 0.02 * now:
+            saved.append((saving, f"{option} (saves about {saving / GIGABYTE:.1f} GB)"))
+    if not saved:
+        return "every setting is as lean as it gets: take a smaller model, or a GPU with more memory"
+    return "try " + ", or ".join(text for _, text in sorted(saved, reverse=True)[:3])
+
+
+def _leaner(run: CPPOConfig) -> dict[str, dict[str, Any]]:
+    """Changes that cost no quality, then those that change the task; only what is not at its least already."""
+    changes: dict[str, dict[str, Any]] = {}
+    if run.micro_batch_size > 1:
+        changes[f"--micro_batch_size 1 in place of {run.micro_batch_size}"] = {"micro_batch_size": 1}
+    if not run.activation_checkpointing:
+        changes["--activation_checkpointing"] = {"activation_checkpointing": True}
+    if run.rollout_batch_size > 1:
+        half = run.rollout_batch_size // 2
+        changes[f"--rollout_batch_size {half} in place of {run.rollout_batch_size}"] = {"rollout_batch_size": half}
+    pixels = run.max_pixels or MAX_PIXELS
+    changes[f"--max_pixels {pixels // 2}"] = {"max_pixels": pixels // 2}
+    if run.max_new_tokens > 1:
+        half = run.max_new_tokens // 2
+        changes[f"--max_new_tokens {half} in place of {run.max_new_tokens}"] = {"max_new_tokens": half}
+    return changes
 
 
 class LiveTensors(TorchDispatchMode):

@@ -18,12 +18,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
 from cppo_ref.config import CPPOConfig, InputError
-from cppo_ref.datasets import data_folder
 from cppo_ref.devices import choose_device, choose_dtype
 from cppo_ref.families import FAMILIES, Family, Scope
 from cppo_ref.processors import load_processor
 from cppo_ref.prompts import Prompts, encode_prompts
-from cppo_ref.quantization import check_4bit, nf4_config
+from cppo_ref.quantization import check_4bit, model_path, nf4_config
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def load_policy(
     """
     place = choose_device(device)
     compute = choose_dtype(dtype, place)
-    path = str(data_folder() / "tiny-vlm") if name_or_path == "tiny" else name_or_path
+    path = model_path(name_or_path)
     try:
         config = AutoConfig.from_pretrained(path)
         processor = load_processor(path, config.model_type) if config.model_type in FAMILIES else None

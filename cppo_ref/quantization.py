@@ -45,14 +45,16 @@ def model_config(name_or_path: str) -> Any:
     Raises:
         InputError: no such model, or its family is not in the table.
     """
-    known = ARCHITECTURES / f"{name_or_path.split('/')[-1].removesuffix('-Instruct')}.json"
+    path = model_path(name_or_path)
+    known = ARCHITECTURES / f"{path.split('/')[-1].removesuffix('-Instruct')}.json"
     try:
-        config = AutoConfig.from_pretrained(model_path(name_or_path))
+        if known.is_file() and not Path(path).is_dir():
+            fields = json.loads(known.read_text())
+            config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        else:
+            config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        if not known.is_file():
-            raise InputError(f'model {name_or_path!r} not found: give "tiny", a model folder or a Hub name') from error
-        fields = json.loads(known.read_text())
-        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        raise InputError(f'model {name_or_path!r} not found: give "tiny", a model folder or a Hub name') from error
     if config.model_type not in FAMILIES:
         raise InputError(f"model type {config.model_type!r} is not supported, expected one of {', '.join(FAMILIES)}")
     return config

@@ -15,10 +15,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from cppo_ref.checkpoints import latest_checkpoint, restore_checkpoint, save_adapter, save_checkpoint
-from cppo_ref.config import CPPOConfig
+from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.datasets import load_rows, row_at, rows_for, step_rows
 from cppo_ref.evaluation import avg_at_k, sample_answers
 from cppo_ref.grpo import group_advantages, zero_variance
+from cppo_ref.memory import advice
 from cppo_ref.metrics import PhaseClock, StepMetrics
 from cppo_ref.overlong import drop_overlong
 from cppo_ref.perception import entropy_shift, select_perception_tokens
@@ -162,6 +163,7 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
 
     Raises:
         InputError: the folder holds a run already (or, resuming, one with other settings), or model or data are not usable.
+            Also if the GPU's memory ran out; the message says what to lower, and the last good state was saved first.
         NonFiniteError: a loss or gradient was not finite; the last good state was saved first.
     """
     run = RunFolder.check(config, resume)
@@ -169,7 +171,7 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
     rows = drop_overlong(policy, rows, config, progress=progress)
     accelerator = Accelerator(
         cpu=policy.device.type == "cpu",
-        mixed_precision="fp16" if policy.dtype == torch.float16 else "no",
+        mixed_precision="fp16" if policy.dtype == torch.float16 and policy.device.type == "cuda" else "no",
         log_with=list(config.trackers) or None,
         project_dir=config.output,
     )
@@ -197,6 +199,12 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
                 saved = save_checkpoint(run.path, step, policy, optimizer, None, config.keep_checkpoints)
                 raise NonFiniteError(
                     f"step {step}: {error}; the last good state is in {saved}: start again with a lower learning rate"
+                ) from error
+            except torch.OutOfMemoryError as error:
+                saved = save_checkpoint(run.path, step, policy, optimizer, None, config.keep_checkpoints)
+                raise InputError(
+                    f"the GPU's memory ran out in step {step}: {advice(policy.vlm.config, config)}; "
+                    f"--resume goes on from {saved} if only --micro_batch_size or --activation_checkpointing changes"
                 ) from error
             run.log(metrics, batch)
             accelerator.log(metrics.scalars(), step=step)

@@ -48,7 +48,7 @@ def make_family(model_type: str, folder: Path) -> Path:
         text |= {"rope_parameters": scaling}
         patch = VISION[model_type]["patch_size"]
         images = Qwen2VLImageProcessorPil(
-            patch_size=patch, merge_size=2, size={"shortest_edge": 4 * patch * patch, "longest_edge": 36 * patch * patch}
+            patch_size=patch, merge_size=2, size={"shortest_edge": 4 * patch * patch, "longest_edge": 144 * patch * patch}
         )
     else:
         special = {"image_token_id": token("<image>"), "scale_factor": 2}
