@@ -9,13 +9,16 @@ import torch
 from scipy.stats import bootstrap
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
+from cppo_ref.chunks import over_tokens
 from cppo_ref.config import InputError
 from cppo_ref.datasets import load_rows, row_at
 from cppo_ref.perception import Ranking, entropy_shift, perception_score, select_perception_tokens, token_entropy
 from cppo_ref.perturbations import remove, view_rng
 from cppo_ref.policy import Policy
+from cppo_ref.prompts import Prompts
 from cppo_ref.rewards import accuracy_reward
 from cppo_ref.rollouts import Rollouts, generate_rollouts
+from cppo_ref.rows import images_of
 from cppo_ref.shapes import TokenLabel, label_tokens
 
 IMAGES_PER_BATCH = 64
@@ -72,9 +75,10 @@ def sample_answers(
     samples: int,
     max_new_tokens: int = 32,
     temperature: float = 1.0,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> list[Rollouts]:
-    """Completions for `rows`, `samples` each, in batches of images."""
+    """Completions for `rows`, `samples` each; `batch_size` completions at a time (None: 64 images' worth)."""
     rng = torch.Generator().manual_seed(seed)
     return [
         generate_rollouts(
@@ -83,6 +87,7 @@ def sample_answers(
             group_size=samples,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
+            batch_size=batch_size,
             rng=rng,
         )
         for i in range(0, len(rows), IMAGES_PER_BATCH)
@@ -190,12 +195,18 @@ def completion_shift(
     seed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(ΔH, H⁻), both [B, T] in nats, of completions under one removing view per image."""
-    views = [remove(row["image"], view_rng(seed, 0, i, "remove"), removing, strength) for i, row in enumerate(rollouts.rows)]
-    hidden = policy.encode(views, [row["question"] for row in rollouts.rows])
-    entropy, removed_entropy = (
-        token_entropy(policy.score(p.take(rollouts.prompt_of_row), rollouts.completion_ids, rollouts.completion_mask))
-        for p in (rollouts.prompts, hidden)
-    )
+    views = []
+    for i, row in enumerate(rollouts.rows):
+        rng = view_rng(seed, 0, i, "remove")
+        views.append([remove(image, rng, removing, strength) for image in images_of(row)])
+    ids, mask = rollouts.completion_ids, rollouts.completion_mask
+
+    def entropies(prompts: Prompts) -> torch.Tensor:
+        hidden = policy.hidden_states(prompts.take(rollouts.prompt_of_row), ids, mask)
+        return over_tokens(lambda h: token_entropy(policy.logits(h)), mask, hidden, vocabulary=policy.vocabulary)
+
+    entropy = entropies(rollouts.prompts)
+    removed_entropy = entropies(policy.encode(views, [row["question"] for row in rollouts.rows]))
     return entropy_shift(entropy, removed_entropy, rollouts.completion_mask), removed_entropy
 
 

@@ -177,13 +177,43 @@ def _leaner(run: CPPOConfig) -> dict[str, dict[str, Any]]:
     return changes
 
 
+def reset_peak(device: torch.device) -> None:
+    """Begin a new peak: of the GPU's allocator, or of the `LiveTensors` that is counting on a CPU, if one is."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif LiveTensors.counting is not None:
+        LiveTensors.counting.peak = LiveTensors.counting.live
+
+
+def read_peak(device: torch.device) -> int | None:
+    """Bytes at the peak since `reset_peak`; None on a CPU where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return None if LiveTensors.counting is None else LiveTensors.counting.peak
+
+
 class LiveTensors(TorchDispatchMode):
-    """Inside, counts the bytes of the CPU tensors that are alive, beyond those there before; `peak` is the most there were."""
+    """Inside, counts the bytes of the CPU tensors that are alive, beyond those there before; `peak` is the most there were.
+
+    It looks at every operation, so it is slow: for a step or two, to compare with `estimate`.
+    """
+
+    counting: "LiveTensors | None" = None
 
     def __init__(self) -> None:
         super().__init__()
         self.live, self.peak = 0, 0
         self._seen: set[int] = set()
+
+    def __enter__(self) -> "LiveTensors":
+        """Begin to count."""
+        LiveTensors.counting = self
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop counting."""
+        LiveTensors.counting = None
+        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, then count the storages that it made."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cppo_ref.memory import read_peak, reset_peak
+
 
 @dataclass(frozen=True)
 class StepMetrics:
@@ -33,11 +35,13 @@ class StepMetrics:
     truncated: float  # share of completions cut at max_new_tokens
     learning_rate: float
     seconds: dict[str, float] = field(default_factory=dict)  # per phase
+    peak_bytes: dict[str, int] = field(default_factory=dict)  # most memory held in each phase; empty where nobody counts
 
     def scalars(self) -> dict[str, float]:
-        """All numbers in one flat dict; phases as seconds/NAME."""
-        flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "seconds"}
-        return flat | {f"seconds/{name}": value for name, value in self.seconds.items()}
+        """All numbers in one flat dict; phases as seconds/NAME and gigabytes/NAME."""
+        flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("seconds", "peak_bytes")}
+        flat |= {f"seconds/{name}": value for name, value in self.seconds.items()}
+        return flat | {f"gigabytes/{name}": value / 1e9 for name, value in self.peak_bytes.items()}
 
     def summary(self) -> dict[str, str]:
         """The few numbers a progress bar shows."""
@@ -52,18 +56,23 @@ class StepMetrics:
 
 
 class PhaseClock:
-    """Adds up wall seconds per named phase, waiting for the GPU at each boundary."""
+    """Adds up wall seconds per named phase, waiting for the GPU at each boundary, and notes the memory's peak."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
+        self.peak_bytes: dict[str, int] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Count the time inside as `phase`."""
         start = self._now()
+        reset_peak(self.device)
         yield
         self.seconds[phase] += self._now() - start
+        peak = read_peak(self.device)
+        if peak is not None:
+            self.peak_bytes[phase] = max(self.peak_bytes.get(phase, 0), peak)
 
     def _now(self) -> float:
         if self.device.type == "cuda":

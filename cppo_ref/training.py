@@ -145,6 +145,7 @@ def step_metrics(
         truncated=(~batch.rollouts.finished).float().mean().item(),
         learning_rate=optimizer.param_groups[0]["lr"],
         seconds=dict(clock.seconds),
+        peak_bytes=clock.peak_bytes,
         **means,
     )
 
@@ -229,5 +230,6 @@ def validate(policy: Policy, config: CPPOConfig) -> float | None:
         return None
     rows = load_rows("shapes", "validation", config.level, instruction=config.instruction)
     first = [row_at(rows, i) for i in range(min(config.eval_rows, len(rows)))]
-    answers = sample_answers(policy, first, samples=4, max_new_tokens=config.max_new_tokens, seed=config.seed)
+    sampling = {"batch_size": config.rollout_batch_size, "seed": config.seed}
+    answers = sample_answers(policy, first, samples=4, max_new_tokens=config.max_new_tokens, **sampling)
     return avg_at_k(answers).value

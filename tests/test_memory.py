@@ -1,7 +1,6 @@
 """The memory estimate against counted tensors and published sizes; profiles, audit and what to lower when memory runs out."""
 
 import re
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,29 +81,20 @@ def test_the_estimate_is_near_the_tensors_that_a_step_holds(wide, tmp_path, monk
     monkeypatch.setattr(Policy, "forbidden_ids", [2, *range(40, 44)])  # no end of sequence, no image: full length
     # a random model hardly looks: without this no token would be selected, and no view scored
     monkeypatch.setattr(training, "select_perception_tokens", lambda shift, removed_entropy, mask, **_: mask)
-    peaks, live = {}, LiveTensors()
-    clock = training.PhaseClock.__call__
-
-    @contextmanager
-    def metered(self, phase):
-        live.peak = live.live
-        with clock(self, phase):
-            yield
-        peaks[phase] = live.peak
-
-    monkeypatch.setattr(training.PhaseClock, "__call__", metered)
-    with live:
+    with LiveTensors() as live:
         policy = policy_for(run)
-        peaks["load"] = live.live
+        loaded = live.live
         optimizer = torch.optim.AdamW(policy.trainable, lr=1e-3)
         for step in range(2):
-            _, batch = cppo_step(policy, optimizer, rows, run, step)
+            metrics, batch = cppo_step(policy, optimizer, rows, run, step)
     assert batch.rollouts.completion_mask.all()
     size = measure(skeleton(model_config(str(folder)), run), 168 * 168)
     monkeypatch.setattr(memory, "QUESTION_TOKENS", batch.rollouts.prompts.inputs["input_ids"].shape[1] - size.image_tokens)
     expected = estimate(size, run, width=4)
+    peaks = {"load": loaded, **metrics.peak_bytes}
+    assert metrics.scalars()["gigabytes/update"] == peaks["update"] / 1e9
     for phase in ("load", "rollouts", "reference", "detection", "update"):
-        assert peaks[phase] == pytest.approx(max(expected[phase], 0), rel=0.2), phase
+        assert peaks[phase] == pytest.approx(expected[phase], rel=0.2), phase
 
 
 def test_live_tensors_counts_storages_once_and_forgets_them():
