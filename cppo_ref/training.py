@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from cppo_ref.checkpoints import latest_checkpoint, restore_checkpoint, save_adapter, save_checkpoint
 from cppo_ref.config import CPPOConfig
+from cppo_ref.controls import augment_rows, choose_tokens
 from cppo_ref.datasets import load_rows, row_at, step_rows
 from cppo_ref.evaluation import avg_at_k, sample_answers
 from cppo_ref.grpo import group_advantages, zero_variance
 from cppo_ref.metrics import PhaseClock, StepMetrics
-from cppo_ref.perception import entropy_shift, select_perception_tokens
+from cppo_ref.perception import entropy_shift
 from cppo_ref.perturbations import preserve, remove, view_rng
 from cppo_ref.policy import Policy, Prompts, policy_for
 from cppo_ref.rewards import reward
@@ -50,7 +51,7 @@ def cppo_step(
         rng = torch.Generator().manual_seed(stream_seed(config.seed, step, 0))
         rollouts = generate_rollouts(
             policy,
-            rows,
+            augment_rows(rows, config, step),
             group_size=config.group_size,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
@@ -98,9 +99,7 @@ def with_perception_tokens(policy: Policy, batch: Batch, config: CPPOConfig, ste
     _, removed_entropy = score_without_graph(policy, rollouts, removed, gate, config)
     gated_tokens = rollouts.completion_mask & gate[:, None]
     shift = entropy_shift(entropy, removed_entropy, gated_tokens)
-    selected = select_perception_tokens(
-        shift, removed_entropy, gated_tokens, top_fraction=config.top_fraction, ranking=config.ranking
-    )
+    selected = choose_tokens(policy, rollouts, shift, removed_entropy, gated_tokens, config, step)
     return replace(batch, shift=shift, selected=selected, preserved=preserved, removed=removed)
 
 

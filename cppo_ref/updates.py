@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cppo_ref.config import CPPOConfig
-from cppo_ref.cpl import contrast, view_divergence
+from cppo_ref.cpl import perception_loss, view_divergence
 from cppo_ref.grpo import clipped_surrogate, kl_to_reference, token_logprobs, token_weights, weighted_sum
 from cppo_ref.perception import token_entropy
 from cppo_ref.policy import Policy, Prompts
@@ -78,7 +78,8 @@ def minibatches(count: int, config: CPPOConfig, step: int) -> Iterator[Tensor]:
 def learnable(batch: Batch, minibatch: Tensor, config: CPPOConfig) -> bool:
     """False if the update's gradient is zero by construction: no advantage, no KL term, no perception tokens."""
     chosen = batch.selected is not None and bool(batch.selected[minibatch].any())
-    return config.kl_weight > 0 or chosen or bool((batch.advantages[minibatch] != 0).any())
+    rewarded = config.policy_weight > 0 and bool((batch.advantages[minibatch] != 0).any())
+    return config.kl_weight > 0 or chosen or rewarded
 
 
 def update(
@@ -99,7 +100,7 @@ def update(
     totals = {"policy_loss": 0.0, "kl": 0.0, "cpl": 0.0, "clip_fraction": 0.0}
     for rows in minibatch.to(policy.device).split(config.micro_batch_size):
         terms = loss_terms(policy, batch, rows, weights[rows], cpl_weights[rows], config)
-        loss = terms["policy_loss"] + config.kl_weight * terms["kl"] + config.cpl_weight * terms["cpl"]
+        loss = config.policy_weight * terms["policy_loss"] + config.kl_weight * terms["kl"] + config.cpl_weight * terms["cpl"]
         if not torch.isfinite(loss):
             raise NonFiniteError(f"loss is {loss.item()}: " + ", ".join(f"{k} {v.item():.3g}" for k, v in terms.items()))
         accelerator.backward(loss)
@@ -139,17 +140,16 @@ def perception_term(
 ) -> Float[Tensor, ""]:
     """Σ weight · softplus((KL⁺ − KL⁻)/τ) over the perception tokens of `rows`: the two perturbed forwards with graph."""
     assert batch.preserved is not None and batch.removed is not None
-    kl_preserved, kl_removed = (
-        view_divergence(
-            logits,
-            score_rows(policy, batch.rollouts, view, rows, config),
-            batch.rollouts.completion_ids[rows],
-            estimator=config.kl_estimator,
-            detach_anchor=config.detach_anchor,
-        )
-        for view in (batch.preserved, batch.removed)
-    )
-    return weighted_sum(contrast(kl_preserved, kl_removed, tau=config.tau), weights)
+    learns = config.perception_loss != "papo"  # PAPO's code scores its masked view once, before the update
+
+    def divergence(view: Prompts) -> Tensor:
+        with torch.set_grad_enabled(learns):
+            logits_view = score_rows(policy, batch.rollouts, view, rows, config)
+        ids = batch.rollouts.completion_ids[rows]
+        return view_divergence(logits, logits_view, ids, estimator=config.kl_estimator, detach_anchor=config.detach_anchor)
+
+    kl_preserved, kl_removed = divergence(batch.preserved), divergence(batch.removed)
+    return weighted_sum(perception_loss(kl_preserved, kl_removed, kind=config.perception_loss, tau=config.tau), weights)
 
 
 def stream_seed(*keys: int) -> int:
