@@ -142,9 +142,7 @@ def test_augmentation_replaces_an_even_share_by_the_views_that_cppo_contrasts_wi
     assert not any(a is b for a, b in zip(augment_rows(four, dataclasses.replace(CONFIG, augment=1.0), 7), four, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("augment", 1.5), ("policy_weight", -1.0), ("tokens", "some"), ("perception_loss", "x")]
-)
+@pytest.mark.parametrize(("name", "value"), [("augment", 1.5), ("augment", -0.1), ("policy_weight", -1.0)])
 def test_bad_values_are_named(name, value):
     with pytest.raises(InputError, match=name):
         CPPOConfig.from_dict({name: value})
