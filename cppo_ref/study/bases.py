@@ -7,6 +7,7 @@ command that was stopped starts over. A base's digest is part of every row's con
 import hashlib
 import shutil
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,12 @@ def base_digest(name: str) -> str:
     weights = base_folder(name) / "model.safetensors"
     if not weights.is_file():
         raise InputError(f"base {name!r} was not made yet: run python -m cppo_ref study --make-base {name}")
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+    return _digest(weights, weights.stat().st_mtime_ns)
+
+
+@lru_cache
+def _digest(path: Path, _: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def make_base(name: str, **options: Any) -> Path:

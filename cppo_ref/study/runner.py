@@ -69,7 +69,7 @@ def run_study(options: StudyOptions) -> None:
         print("\n".join(f"{run.base:<15}{run.arm:<28}seed {run.seed:<5}{run.config_hash}" for run in missing))
         return
     store.merge(out, runs)
-    run_all(missing, runs, out, options.workers)
+    run_all(missing, out, options.workers)
 
 
 def estimate(runs: Sequence[Run], rows: store.Table) -> list[float]:
@@ -82,7 +82,7 @@ def estimate(runs: Sequence[Run], rows: store.Table) -> list[float]:
     return [statistics.mean(per_arm.get(run.arm, [default])) * max(run.trained_steps, 1) for run in runs]
 
 
-def run_all(missing: Sequence[Run], runs: Sequence[Run], out: Path, workers: int) -> None:
+def run_all(missing: Sequence[Run], out: Path, workers: int) -> None:
     """Execute the missing runs, `workers` at a time and in their order; the tables grow after each one.
 
     Raises:
@@ -96,7 +96,7 @@ def run_all(missing: Sequence[Run], runs: Sequence[Run], out: Path, workers: int
                 run, problem = futures[future], future.result()
                 if problem:
                     failures.append(f"{' '.join(map(str, run.key))}: {problem}")
-                store.merge(out, runs)
+                store.merge(out, [run])
                 minutes = (time.perf_counter() - start) / 60
                 print(
                     f"{number}/{len(missing)}  {problem or 'done'}  {' '.join(map(str, run.key))}  {minutes:.0f} min",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -61,7 +62,7 @@ def execute(run: Run) -> dict[str, Any]:
 def train_arm(policy: Policy, run: Run, config: CPPOConfig) -> list[dict[str, Any]]:
     """Train for the run's steps; one record per step, after a record of the policy before the first one."""
     rows = load_rows(config.data, "train", config.level)
-    probe_rows = evaluation_rows(config.level, "validation", PROBE_IMAGES)
+    probe_rows = evaluation_rows(config.level, "validation", min(PROBE_IMAGES, run.images))
     optimizer = torch.optim.AdamW(policy.trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
     accelerator = Accelerator(cpu=True)
     curve, seconds = [_record(run, 0, train_seconds=0.0, **validation(policy, probe_rows, run.seed))], 0.0
@@ -109,7 +110,8 @@ def detector_rows(policy: Policy, rows: Rows, run: Run) -> list[dict[str, Any]]:
 
 def provenance(run: Run) -> dict[str, str]:
     """What made a row: the hash of its settings, the commit, and the versions that decide its bits."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    git = subprocess.run(command, capture_output=True, text=True, check=False)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}"
     machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {"config_hash": run.config_hash, "commit": git.stdout.strip(), "versions": f"{versions}, {machine}"}
