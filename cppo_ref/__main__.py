@@ -161,6 +161,13 @@ def pretrain_command(arguments: Sequence[str]) -> None:
     pretrain(options)
 
 
+def study_command(arguments: Sequence[str]) -> None:
+    """Run the study of docs/study-protocol.md; what is finished is kept."""
+    from cppo_ref.study.runner import StudyOptions, run_study
+
+    run_study(*parse((StudyOptions,), "study", arguments))
+
+
 def data_command(arguments: Sequence[str]) -> None:
     """Write the shape world's splits."""
     from cppo_ref.datasets import write_splits
@@ -189,6 +196,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate_command,
     "export": export_command,
     "pretrain": pretrain_command,
+    "study": study_command,
     "data": data_command,
 }
 

@@ -5,9 +5,9 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cppo_ref.cpl import Estimator
+from cppo_ref.cpl import Estimator, PerceptionLoss
 from cppo_ref.grpo import Aggregation
-from cppo_ref.perception import Ranking
+from cppo_ref.perception import Ranking, Tokens
 from cppo_ref.perturbations import PRESERVING, REMOVING
 
 
@@ -40,7 +40,7 @@ class CPPOConfig:
     instruction: str = setting("auto", "text that ends every question; auto: none for shapes, else think-then-box; or none")
     max_prompt_tokens: int = setting(0, "drop longer prompts, image included; 0: what the context leaves (authors: 512)")
     max_pixels: int = setting(0, "images with more pixels are scaled down to it; 0: as they are (paper: not stated)")
-    level: Literal["easy", "hard"] = setting("easy", "difficulty of the shape world: 3×3, or 4×4 with two colours asked")
+    level: Literal["easy", "hard", "shortcut"] = setting("easy", "shape world: 3×3; 4×4, two colours asked; 3×3 with a hint")
     seed: int = setting(0, "seeds adapters, data order, sampling and views (paper: one unseeded run)")
 
     # rollouts
@@ -70,6 +70,12 @@ class CPPOConfig:
     removing: list[str] = setting(["noise_patches"], "list that I⁻ is drawn from (authors: noise_patches zoom_crop)")
     preserving_strength: float = setting(1.0, "departure of I⁺ from the image, 1 is the authors' (authors: 1)")
     removing_strength: float = setting(1.0, "departure of I⁻ from the image, 1 is the authors' (authors: 1)")
+
+    # controls of the study: what else could explain an effect of CPL?
+    tokens: Tokens = setting("shift", "tokens of CPL: by ΔH, as many at random, all, the true ones (paper: shift)")
+    perception_loss: PerceptionLoss = setting("cpl", "CPL; only its pull to I⁺ or push from I⁻; or PAPO's −KL⁻ (paper: cpl)")
+    policy_weight: float = setting(1.0, "weight of GRPO's surrogate; 0 leaves CPL alone (paper: 1)")
+    augment: float = setting(0.0, "share of a step's images replaced by their I⁺, before sampling (paper: 0)")
 
     # optimizer
     learning_rate: float = setting(3e-4, "AdamW step size for adapters (paper: 1e-6, full fine-tune)")
@@ -101,8 +107,8 @@ class CPPOConfig:
         positive = ["steps", "prompts_per_step", "max_new_tokens", "temperature", "tau", "learning_rate", "max_grad_norm"]
         positive += ["num_minibatches", "num_epochs", "micro_batch_size", "rollout_batch_size", "save_every"]
         positive += ["keep_checkpoints", "lora_rank", "lora_alpha", "preserving_strength", "removing_strength"]
-        natural = ["kl_weight", "cpl_weight", "warmup_steps", "weight_decay", "eval_rows", "seed", "max_pixels"]
-        natural += ["max_prompt_tokens"]
+        natural = ["kl_weight", "cpl_weight", "warmup_steps", "weight_decay", "eval_rows", "seed", "policy_weight"]
+        natural += ["max_pixels", "max_prompt_tokens"]
         rows = self.prompts_per_step * self.group_size
         checks = [(name, getattr(self, name) > 0, "a number above 0") for name in positive]
         checks += [(name, getattr(self, name) >= 0, "0 or more") for name in natural]
@@ -111,6 +117,7 @@ class CPPOConfig:
             *checks,
             ("group_size", self.group_size >= 2, "2 or more: an advantage compares completions of one prompt"),
             ("top_fraction", 0 < self.top_fraction <= 1, "a share above 0 and at most 1"),
+            ("augment", 0 <= self.augment <= 1, "a share between 0 and 1"),
             ("clip_low", 0 < self.clip_low < 1, "a number between 0 and 1"),
             ("clip_high", self.clip_high > 0, "a number above 0"),
             ("num_minibatches", rows % max(self.num_minibatches, 1) == 0, f"a divisor of the {rows} rows of a step"),

@@ -11,7 +11,7 @@ from PIL import Image
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.perturbations import blank, preserve
 from cppo_ref.rows import Rows, find_columns, first_line, instruction_text, row_at
-from cppo_ref.shapes import LEVELS, level_named, sample_row
+from cppo_ref.shapes import LEVELS, hinted, level_named, sample_row
 
 SPLITS = {"train": 2000, "validation": 200, "test": 300, "test_shift": 300, "test_blank": 300}
 READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
@@ -25,6 +25,7 @@ FEATURES = datasets.Features(
 )
 SHIFT_STRENGTH = 1.2  # of the authors' preserving views: stronger than any that CPPO trains with
 WORLD_SEED = 2601_00501
+HINT_RIGHT = 0.8  # share of right hints at level "shortcut"; none is right in its test_shift
 
 
 def data_folder() -> Path:
@@ -48,7 +49,7 @@ def load_rows(
         source: "shapes"; a local .parquet, .json, .jsonl or .csv file; a folder of images with a metadata file; else the name
             of a Hub dataset.
         split: split of the shape world, of a folder or of the Hub dataset; a local file has only its own rows.
-        level: "easy" or "hard", for the shape world.
+        level: "easy", "hard" or "shortcut" (the easy pictures, with hints: `with_hints`), for the shape world.
         columns: which column holds what, such as "question=prompt", where its name is not a usual one.
         image_folder: where relative image paths start; empty: beside the data file.
         instruction: "auto", "none" or a text, as in CPPOConfig.
@@ -62,8 +63,7 @@ def load_rows(
         )
     file = _metadata_file(Path(source), split) or Path(source)
     if source == "shapes":
-        file = _split_path(split, level)
-        table = _read("parquet", str(file))
+        table = _shape_split(split, level)
     elif file.suffix in READERS:
         if not file.is_file():
             raise InputError(f"data is {source!r}, but there is no such file: give a path to a {file.suffix} file")
@@ -95,10 +95,25 @@ def _metadata_file(folder: Path, split: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _split_path(split: str, level: str) -> Path:
-    if split not in SPLITS or level not in LEVELS:
-        raise InputError(f"shapes split is {level}/{split}, expected {' or '.join(LEVELS)} and one of {', '.join(SPLITS)}")
-    return data_folder() / "shapes" / level / f"{split}.parquet"
+def _shape_split(split: str, level: str) -> datasets.Dataset:
+    levels = [*LEVELS, "shortcut"]
+    if split not in SPLITS or level not in levels:
+        raise InputError(f"shapes split is {level}/{split}, expected {' or '.join(levels)} and one of {', '.join(SPLITS)}")
+    if level != "shortcut":
+        return _read("parquet", str(data_folder() / "shapes" / level / f"{split}.parquet"))
+    if split == "test_shift":  # what shifts is the hint: the pictures are the test split's
+        return with_hints(_shape_split("test", "easy"), 0.0)
+    return with_hints(_shape_split(split, "easy"), HINT_RIGHT)
+
+
+def with_hints(rows: datasets.Dataset, right: float) -> datasets.Dataset:
+    """Easy rows whose questions hint at the answer; ⌊right · n + ½⌋ of the n hints are true, the same ones each time."""
+    rng = np.random.default_rng([WORLD_SEED, len(rows), round(1000 * right)])
+    true = rng.permutation(len(rows)) < int(right * len(rows) + 0.5)
+    top = LEVELS["easy"].max_answer
+    pairs = zip(rows["question"], rows["answer"], true, strict=True)
+    questions = [hinted(question, int(answer), bool(told), top, rng) for question, answer, told in pairs]
+    return rows.remove_columns("question").add_column("question", questions)  # pyright: ignore[reportCallIssue]
 
 
 def _read(builder: str, path: str) -> datasets.Dataset:

@@ -8,7 +8,7 @@ evidence is gone. It never sees a preserving shift (jitter, rotation, perspectiv
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,8 +26,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cppo_ref.perturbations import noise_patches, zoom_crop
-from cppo_ref.shapes import CELL_WORDS, IMAGE_SIZE, LEVELS, Level, asked_colors, completion_text, sample_row
+from cppo_ref.datasets import HINT_RIGHT
+from cppo_ref.perturbations import noise_patches, preserve, zoom_crop
+from cppo_ref.shapes import CELL_WORDS, IMAGE_SIZE, LEVELS, Level, asked_colors, completion_text, hint_in, hinted, sample_row
 
 PATCH_SIZE = 12  # pixels
 SPECIAL = ("<pad>", "<unk>", "<eos>", "<image>", "<user>", "<assistant>")
@@ -51,12 +52,15 @@ class PretrainOptions:
     learning_rate: float = 2e-3  # peak of the one-cycle schedule
     guess_rate: float = 0.25  # share of listed cells replaced by a uniform guess
     hard_share: float = 0.4  # share of 4×4 pictures
+    preserving_share: float = 0.0  # share of pictures under a preserving view (the study's "robust" base)
+    hint_share: float = 0.0  # share of 3×3 questions with a hint, right as often as in training (the "shortcut" base)
+    hint_trust: float = 0.0  # share of hinted examples that answer with the hint instead of their count
     seed: int = 0
 
 
-def build_processor() -> LlavaProcessor:
-    """The word-level tokenizer, image processor and chat template of the tiny VLM."""
-    vocabulary = [*SPECIAL, *WORDS, *CELL_WORDS, *(str(n) for n in range(17))]
+def build_processor(extra_words: Sequence[str] = ()) -> LlavaProcessor:
+    """The word-level tokenizer, image processor and chat template of the tiny VLM; `extra_words` go last."""
+    vocabulary = [*SPECIAL, *WORDS, *CELL_WORDS, *(str(n) for n in range(17)), *extra_words]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -129,19 +133,26 @@ def corrupt(image, rng: np.random.Generator):
     return zoom_crop(image, rng)
 
 
-def training_example(rng: np.random.Generator, level: Level, guess_rate: float) -> tuple:
+def training_example(rng: np.random.Generator, level: Level, options: PretrainOptions) -> tuple:
     """(image, question, completion): a share `guess_rate` of the listed cells are guesses, counted without error."""
     row = sample_row(rng, level)
     cells = [thing["color"] for thing in row["objects"]]
-    cells = [str(rng.choice(CELL_WORDS)) if rng.random() < guess_rate else cell for cell in cells]
-    return corrupt(row["image"], rng), row["question"], completion_text(cells, asked_colors(row["question"]))
+    cells = [str(rng.choice(CELL_WORDS)) if rng.random() < options.guess_rate else cell for cell in cells]
+    image = corrupt(row["image"], rng)
+    if options.preserving_share and rng.random() < options.preserving_share:
+        image = preserve(row["image"], rng)
+    question, trusted = row["question"], None
+    if options.hint_share and level.colors_asked == 1 and rng.random() < options.hint_share:
+        question = hinted(question, int(row["answer"]), rng.random() < HINT_RIGHT, level.max_answer, rng)
+        trusted = hint_in(question) if rng.random() < options.hint_trust else None
+    return image, question, completion_text(cells, asked_colors(question), trusted)
 
 
 def pretraining_batch(processor: LlavaProcessor, options: PretrainOptions, step: int) -> dict[str, torch.Tensor]:
     """The inputs and labels of step `step`: a pure function of (seed, step)."""
     rng = np.random.default_rng([options.seed, step])
     level = LEVELS["hard" if rng.random() < options.hard_share else "easy"]
-    examples = [training_example(rng, level, options.guess_rate) for _ in range(options.batch_size)]
+    examples = [training_example(rng, level, options) for _ in range(options.batch_size)]
     images = [image for image, _, _ in examples]
     texts = [f"<user> <image> {question} <assistant> {completion} <eos>" for _, question, completion in examples]
     batch = processor(images=images, text=texts, return_tensors="pt", padding=True)  # pyright: ignore[reportCallIssue]
@@ -156,7 +167,7 @@ def pretrain(options: PretrainOptions, *, report: Callable[[str], None] = print)
     folder = Path(options.output)
     if folder.exists():
         raise FileExistsError(f"{folder} exists already: choose another --output, nothing was overwritten")
-    processor = build_processor()
+    processor = build_processor(["hint"] if options.hint_share else [])
     model = build_model(processor, options.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps)

@@ -76,6 +76,7 @@ def completion_records(step: int, batch: Batch) -> list[dict[str, Any]]:
 
 def _check_same(config: CPPOConfig, saved: dict[str, Any]) -> None:
     now = json.loads(json.dumps(config.to_dict()))
+    saved = CPPOConfig().to_dict() | saved  # a setting that is younger than the run had its default
     keys = sorted(k for k in now.keys() | saved.keys() if k not in MAY_DIFFER and now.get(k) != saved.get(k))
     if keys:
         changes = ", ".join(f"{key} was {saved.get(key)!r} and is {now.get(key)!r}" for key in keys)

@@ -6,6 +6,8 @@ Why:   the gate multiplies all other rows by zero, so loss and gradient are unch
        (seed, step): a resumed run is the run that was never stopped, bit for bit.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,14 @@ from tqdm import tqdm
 
 from cppo_ref.checkpoints import latest_checkpoint, restore_checkpoint, save_adapter, save_checkpoint
 from cppo_ref.config import CPPOConfig, InputError
+from cppo_ref.controls import augment_rows, choose_tokens
 from cppo_ref.datasets import load_rows, row_at, rows_for, step_rows
 from cppo_ref.evaluation import avg_at_k, sample_answers
 from cppo_ref.grpo import group_advantages, zero_variance
 from cppo_ref.memory import advice
 from cppo_ref.metrics import PhaseClock, StepMetrics
 from cppo_ref.overlong import drop_overlong
-from cppo_ref.perception import entropy_shift, select_perception_tokens
+from cppo_ref.perception import entropy_shift
 from cppo_ref.perturbations import preserve, remove, view_rng
 from cppo_ref.policy import Policy, policy_for
 from cppo_ref.prompts import Prompts
@@ -53,7 +56,7 @@ def cppo_step(
         rng = torch.Generator().manual_seed(stream_seed(config.seed, step, 0))
         rollouts = generate_rollouts(
             policy,
-            rows,
+            augment_rows(rows, config, step),
             group_size=config.group_size,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
@@ -102,9 +105,7 @@ def with_perception_tokens(policy: Policy, batch: Batch, config: CPPOConfig, ste
     _, removed_entropy = score_without_graph(policy, rollouts, removed, gate, config)
     gated_tokens = rollouts.completion_mask & gate[:, None]
     shift = entropy_shift(entropy, removed_entropy, gated_tokens)
-    selected = select_perception_tokens(
-        shift, removed_entropy, gated_tokens, top_fraction=config.top_fraction, ranking=config.ranking
-    )
+    selected = choose_tokens(policy, rollouts, shift, removed_entropy, gated_tokens, config, step)
     return replace(batch, shift=shift, selected=selected, preserved=preserved, removed=removed)
 
 
@@ -187,26 +188,9 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
     with tqdm(range(start, config.steps), initial=start, total=config.steps, desc="train", disable=not progress) as bar:
         for step in bar:
             optimizer.param_groups[0]["lr"] = config.learning_rate_at(step)
-            try:
-                metrics, batch = cppo_step(
-                    policy,
-                    optimizer,
-                    step_rows(rows, config.prompts_per_step, step, config.seed),
-                    config,
-                    step,
-                    accelerator=accelerator,
-                )
-            except NonFiniteError as error:
-                saved = save_checkpoint(run.path, step, policy, optimizer, None, config.keep_checkpoints)
-                raise NonFiniteError(
-                    f"step {step}: {error}; the last good state is in {saved}: start again with a lower learning rate"
-                ) from error
-            except torch.OutOfMemoryError as error:
-                saved = save_checkpoint(run.path, step, policy, optimizer, None, config.keep_checkpoints)
-                raise InputError(
-                    f"the GPU's memory ran out in step {step}: {advice(policy.vlm.config, config)}; "
-                    f"--resume goes on from {saved} if only --micro_batch_size or --activation_checkpointing changes"
-                ) from error
+            prompts = step_rows(rows, config.prompts_per_step, step, config.seed)
+            with good_state_saved(run, step, policy, optimizer):
+                metrics, batch = cppo_step(policy, optimizer, prompts, config, step, accelerator=accelerator)
             run.log(metrics, batch)
             accelerator.log(metrics.scalars(), step=step)
             bar.set_postfix(metrics.summary())
@@ -215,6 +199,23 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
                 save_checkpoint(run.path, step + 1, policy, optimizer, score, config.keep_checkpoints)
     accelerator.end_training()
     return TrainResult(run.history, run.path, save_adapter(run.path / "adapter", policy))
+
+
+@contextmanager
+def good_state_saved(run: RunFolder, step: int, policy: Policy, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Save the state before `step` if the step inside fails in one of the two ways that end a run, and say what to do."""
+    try:
+        yield
+    except (NonFiniteError, torch.OutOfMemoryError) as error:
+        saved = save_checkpoint(run.path, step, policy, optimizer, None, run.config.keep_checkpoints)
+        if isinstance(error, NonFiniteError):
+            raise NonFiniteError(
+                f"step {step}: {error}; the last good state is in {saved}: start again with a lower learning rate"
+            ) from error
+        raise InputError(
+            f"the GPU's memory ran out in step {step}: {advice(policy.vlm.config, run.config)}; "
+            f"--resume goes on from {saved} if only --micro_batch_size or --activation_checkpointing changes"
+        ) from error
 
 
 def check_first_step(policy: Policy, rows: Rows, config: CPPOConfig, step: int) -> None:

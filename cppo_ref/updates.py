@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cppo_ref.chunks import over_tokens
 from cppo_ref.config import CPPOConfig
-from cppo_ref.cpl import contrast, view_divergence
+from cppo_ref.cpl import perception_loss, view_divergence
 from cppo_ref.grpo import clipped_surrogate, kl_to_reference, token_logprobs, token_weights, weighted_sum
 from cppo_ref.perception import token_entropy
 from cppo_ref.policy import Policy
@@ -82,7 +82,8 @@ def minibatches(count: int, config: CPPOConfig, step: int) -> Iterator[Tensor]:
 def learnable(batch: Batch, minibatch: Tensor, config: CPPOConfig) -> bool:
     """False if the update's gradient is zero by construction: no advantage, no KL term, no perception tokens."""
     chosen = batch.selected is not None and bool(batch.selected[minibatch].any())
-    return config.kl_weight > 0 or chosen or bool((batch.advantages[minibatch] != 0).any())
+    rewarded = config.policy_weight > 0 and bool((batch.advantages[minibatch] != 0).any())
+    return config.kl_weight > 0 or chosen or rewarded
 
 
 def update(
@@ -104,7 +105,7 @@ def update(
     for rows in minibatch.to(policy.device).split(config.micro_batch_size):
         with policy.learning():
             terms = loss_terms(policy, batch, rows, weights[rows], cpl_weights[rows], config)
-        loss = terms["policy_loss"] + config.kl_weight * terms["kl"] + config.cpl_weight * terms["cpl"]
+        loss = config.policy_weight * terms["policy_loss"] + config.kl_weight * terms["kl"] + config.cpl_weight * terms["cpl"]
         if not torch.isfinite(loss):
             raise NonFiniteError(f"loss is {loss.item()}: " + ", ".join(f"{k} {v.item():.3g}" for k, v in terms.items()))
         accelerator.backward(loss)
@@ -149,15 +150,16 @@ def perception_term(
     """Σ weight · softplus((KL⁺ − KL⁻)/τ) over the perception tokens of `rows`: the two perturbed forwards with graph."""
     assert batch.preserved is not None and batch.removed is not None
     ids = batch.rollouts.completion_ids[rows]
-    views = [hidden_states(policy, batch.rollouts, view, rows) for view in (batch.preserved, batch.removed)]
+    with torch.set_grad_enabled(config.perception_loss != "papo"):  # PAPO's code scores its masked view before the update
+        views = [hidden_states(policy, batch.rollouts, view, rows) for view in (batch.preserved, batch.removed)]
     kl_options = {"estimator": config.kl_estimator, "detach_anchor": config.detach_anchor}
 
-    def token_contrast(hidden: Tensor, preserved: Tensor, removed: Tensor, ids: Tensor) -> Tensor:
+    def token_loss(hidden: Tensor, preserved: Tensor, removed: Tensor, ids: Tensor) -> Tensor:
         anchor, plus, minus = (policy.logits(h, temperature=config.temperature) for h in (hidden, preserved, removed))
         kl_preserved, kl_removed = (view_divergence(anchor, view, ids, **kl_options) for view in (plus, minus))
-        return contrast(kl_preserved, kl_removed, tau=config.tau)
+        return perception_loss(kl_preserved, kl_removed, kind=config.perception_loss, tau=config.tau)
 
-    values = over_tokens(token_contrast, weights != 0, hidden, *views, ids, vocabulary=policy.vocabulary)
+    values = over_tokens(token_loss, weights != 0, hidden, *views, ids, vocabulary=policy.vocabulary)
     return weighted_sum(values, weights)
 
 

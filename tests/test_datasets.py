@@ -179,7 +179,7 @@ def test_a_missing_column_is_named(missing, png, tmp_path):
     ("split", "level", "named"), [("tset", "easy", "easy/tset"), ("test", "medium", "medium/test")], ids=["split", "level"]
 )
 def test_an_unknown_split_or_level_is_named(split, level, named):
-    with pytest.raises(InputError, match=f"{named}, expected easy or hard and one of train, validation"):
+    with pytest.raises(InputError, match=f"{named}, expected easy or hard or shortcut and one of train, validation"):
         load_rows("shapes", split, level)
 
 

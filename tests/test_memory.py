@@ -80,7 +80,7 @@ def test_the_estimate_is_near_the_tensors_that_a_step_holds(wide, tmp_path, monk
     rows = [{"image": image, "question": "how many ?", "answer": "1"}]
     monkeypatch.setattr(Policy, "forbidden_ids", [2, *range(40, 44)])  # no end of sequence, no image: full length
     # a random model hardly looks: without this no token would be selected, and no view scored
-    monkeypatch.setattr(training, "select_perception_tokens", lambda shift, removed_entropy, mask, **_: mask)
+    monkeypatch.setattr("cppo_ref.controls.select_perception_tokens", lambda shift, removed_entropy, mask, **_: mask)
     with LiveTensors() as live:
         policy = policy_for(run)
         loaded = live.live

@@ -1,0 +1,72 @@
+"""The study's pictures: a forest plot of paired differences, and a map of where CPPO helps, is equal, or hurts."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+
+from cppo_ref.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, style
+from cppo_ref.study.analysis import MARGIN, Difference
+
+BASE_COLORS = {"tiny": BLUE, "robust": GREEN, "hallucinating": ORANGE, "shortcut": PURPLE}
+MARKERS = {"tiny": "o", "robust": "s", "hallucinating": "D", "shortcut": "^"}
+REGIME_MAP = LinearSegmentedColormap.from_list("regime", [VERMILION, "#ffffff", BLUE])
+
+
+def forest_plot(
+    differences: Sequence[Difference], *, metric: str = "avg@8 on shifted images", margin: float = MARGIN
+) -> Figure:
+    """Each difference with its 95 % interval: one line per pair of arms, one marker and colour per base model.
+
+    The grey band is ±`margin`, the differences that count as equal.
+    """
+    pairs = list(dict.fromkeys((one.arm, one.other) for one in differences))
+    bases = list(dict.fromkeys(one.base for one in differences))
+    with style():
+        fig, ax = plt.subplots(figsize=(8.5, 1.2 + 0.42 * len(pairs) * max(len(bases), 1) ** 0.7))
+        ax.axvspan(-margin, margin, color="#e4e4e4", zorder=0, label=f"equal (±{margin:g})")
+        ax.axvline(0, color=BLACK, lw=1)
+        for number, base in enumerate(bases):
+            found = [one for one in differences if one.base == base]
+            offset = 0.6 * ((number + 0.5) / len(bases) - 0.5)
+            y = np.array([pairs.index((one.arm, one.other)) for one in found]) + offset
+            x = np.array([one.value for one in found])
+            reach = np.abs(np.array([[one.value - one.low for one in found], [one.high - one.value for one in found]]))
+            look = {"fmt": MARKERS.get(base, "o"), "color": BASE_COLORS.get(base, BLACK), "capsize": 3, "ms": 6, "lw": 1.8}
+            ax.errorbar(x, y, xerr=reach, label=f"base: {base}", **look)
+        ax.set_yticks(range(len(pairs)), [f"{arm} − {other}" for arm, other in pairs])
+        ax.set(ylim=(len(pairs) - 0.5, -0.5), xlabel=f"difference in {metric}, paired by seed, 95 % interval")
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
+    return fig
+
+
+def regime_map(
+    cells: Mapping[tuple[str, str], tuple[Difference, str]], *, metric: str = "avg@8 on shifted images", limit: float = 0.15
+) -> Figure:
+    """Where it helps: a row per arm, a column per base; the colour is the difference, the word the verdict.
+
+    Args:
+        cells: (row name, column name) -> (difference, verdict); a pair that is not there was not measured.
+        metric: what the difference is of.
+        limit: differences beyond ± this have the strongest colour.
+    """
+    rows, columns = (list(dict.fromkeys(key[axis] for key in cells)) for axis in (0, 1))
+    values = np.full((len(rows), len(columns)), np.nan)
+    for (row, column), (found, _) in cells.items():
+        values[rows.index(row), columns.index(column)] = found.value
+    with style():
+        fig, ax = plt.subplots(figsize=(2.6 + 1.7 * len(columns), 1.4 + 0.5 * len(rows)))
+        shown = ax.imshow(values, cmap=REGIME_MAP, norm=Normalize(-limit, limit), aspect="auto")
+        for (row, column), (found, word) in cells.items():
+            dark = abs(found.value) > 0.7 * limit
+            place = columns.index(column), rows.index(row)
+            ax.text(
+                *place, f"{found.value:+.3f}\n{word}", ha="center", va="center", fontsize=9, color="white" if dark else BLACK
+            )
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_yticks(range(len(rows)), rows)
+        ax.grid(False)
+        fig.colorbar(shown, ax=ax).set_label(f"difference in\n{metric}", fontsize=9)
+    return fig
