@@ -80,12 +80,12 @@ def _image_size(config: Any, pixels: int) -> tuple[int, int]:
     return patches, patches // getattr(config, "scale_factor", 1) ** 2
 
 
-def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2) -> dict[str, float]:
+def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_tokens: int = QUESTION_TOKENS) -> dict[str, float]:
     """Bytes at the peak of each phase of a step after the first, with `width` bytes per 16- or 32-bit number.
 
     Phases: load, rollouts, reference, detection, update, optimizer (its step, part of the update). One image per prompt.
     """
-    prompt = size.image_tokens + QUESTION_TOKENS
+    prompt = size.image_tokens + question_tokens
     tokens = prompt + run.max_new_tokens
     weights = NF4 * size.nf4_weights + width * size.other_weights
     held = weights + 16 * size.adapter_weights  # float32: value, gradient, two moments

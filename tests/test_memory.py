@@ -89,8 +89,8 @@ def test_the_estimate_is_near_the_tensors_that_a_step_holds(wide, tmp_path, monk
             metrics, batch = cppo_step(policy, optimizer, rows, run, step)
     assert batch.rollouts.completion_mask.all()
     size = measure(skeleton(model_config(str(folder)), run), 168 * 168)
-    monkeypatch.setattr(memory, "QUESTION_TOKENS", batch.rollouts.prompts.inputs["input_ids"].shape[1] - size.image_tokens)
-    expected = estimate(size, run, width=4)
+    question = batch.rollouts.prompts.inputs["input_ids"].shape[1] - size.image_tokens
+    expected = estimate(size, run, width=4, question_tokens=question)
     peaks = {"load": loaded, **metrics.peak_bytes}
     assert metrics.scalars()["gigabytes/update"] == peaks["update"] / 1e9
     for phase in ("load", "rollouts", "reference", "detection", "update"):
