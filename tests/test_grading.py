@@ -256,7 +256,7 @@ MUTANTS = {
     ],
     "select_perception_tokens": [
         ("completion_mask & (shift > 0)", "shift > 0", "mask forgotten"),
-        ("candidates.sum", "completion_mask.sum", "k is the share of the tokens with ΔH > 0"),
+        ("candidates.sum", "completion_mask.sum", "k counts a share of the tokens with ΔH > 0"),
         (
             "torch.ceil(top_fraction * candidates.sum(dim=-1, keepdim=True))",
             "torch.floor(top_fraction * candidates.sum(dim=-1, keepdim=True)).clamp(min=1)",

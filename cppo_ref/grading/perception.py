@@ -153,7 +153,7 @@ def _whole_batch(shift: Tensor, mask: Tensor, fraction: float) -> Tensor:
 
 SELECT_MISTAKES = {
     "mask forgotten: padding was selected": partial(_select, masked=False),
-    "k is the share of the tokens with ΔH > 0, not of all completion tokens": partial(_select, base="completion"),
+    "k counts a share of the tokens with ΔH > 0, not of all completion tokens": partial(_select, base="completion"),
     "rounded down: k is ⌈fraction · n⌉": partial(_select, rounding=torch.floor),
     "rounded to the nearest: k is ⌈fraction · n⌉, the next whole number above": partial(_select, rounding=torch.round),
     "rounded down to nothing: a row with candidates keeps at least one": partial(_select, rounding=torch.floor, least=0),
