@@ -37,6 +37,15 @@ def style() -> Any:
     return plt.rc_context(STYLE)
 
 
+def show(alt: str) -> None:
+    """Show the current figure in a notebook, with the description `alt` for screen readers, and close it."""
+    from IPython.display import display  # there wherever a notebook runs
+
+    figure = plt.gcf()
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
+
 def show_image(ax: Axes, image: Image.Image, title: str, *, edge: str = "#999999") -> None:
     """Draw an image with its title and without axes; pixels stay sharp."""
     ax.imshow(image, interpolation="nearest")

@@ -1,4 +1,4 @@
-"""Training: `cppo_step` is the paper's algorithm box, read top to bottom; `train` is the loop around it.
+"""Training: `cppo_step` is the paper's algorithm, read top to bottom; `train` is the loop around it.
 
 Paper: rollouts, rewards, advantages, views, entropy shift, perception tokens, CPL gated by A > 0, added to GRPO's loss.
 Here:  the same, with the perturbed forwards run only for rows with A > 0.

@@ -64,6 +64,12 @@ MUTANTS = {
             "you run to the last brace",
         ),
         ("answer = None", 'answer = ""', "without a box the result must be None"),
+        (
+            "answer = None",
+            'found = re.findall(r"\\\\boxed\\{((?:[^{}]|\\{[^{}]*\\})*)\\}", text)\n'
+            "    return found[-1].strip() if found else None",
+            "you allow braces one level deep",
+        ),
         (".strip()", "", "blanks around the answer"),
         ("depth = 1", "depth, answer = 1, None", "the last \\boxed{ never closes"),
     ],
@@ -76,6 +82,12 @@ MUTANTS = {
             '"</think>" not in body:\n        return 0.0\n    return float(last_box(body.partition("</think>")[2])',
             "<think> and </think> may occur",
         ),
+        (
+            ' or body.count("</think>") != 1:\n        return 0.0\n    return float(last_box(body.split("</think>")[1])',
+            ':\n        return 0.0\n    return float(last_box(body.partition("</think>")[2])',
+            "</think> may occur once, too",
+        ),
+        (' or body.count("<think>") != 1', "", "<think> may occur once, too"),
         ('not in (None, "")', "is not None", "an empty \\boxed{} passes"),
         ('float(last_box(body.split("</think>")[1]) not in (None, ""))', "1.0", "you never ask for a box"),
         ("return 0.0\n    return float", "return 1.0\n    return 1.0 - float", "reversed"),
@@ -84,6 +96,12 @@ MUTANTS = {
         ("last_box(text) == answer", "answer in text", "hackable: you look for the answer anywhere"),
         ("last_box(text) == answer", 'f"{{{answer}}}" in text', "hackable: any box may be right"),
         ("last_box(text) == answer", 'answer in (last_box(text) or "")', "hackable: you ask whether the box contains"),
+        ("last_box(text) == answer", "(last_box(text) or text.strip()) == answer", "hackable: without a box"),
+        (
+            "last_box(text) == answer",
+            '(last_box(text) or "").startswith(answer)',
+            "hackable: you ask whether the box begins with",
+        ),
         (
             "last_box(text) == answer",
             "last_box(text) is not None and last_box(text) in answer",
@@ -156,6 +174,28 @@ MUTANTS = {
         ("top : top + h, left : left + w", "top : top + w, left : left + h", "wrong axis"),
         ("height // 2, width // 2", "height // 3, width // 2", "it must cover a quarter"),
         ("rng.integers(width - w + 1)", "rng.integers(width - w)", "off by one"),
+        ("= 128", "= 0", "the rectangle must be grey"),
+        (
+            "pixels[top : top + h, left : left + w]",
+            "pixels.reshape(-1, 3)[rng.permutation(height * width)[: h * w]]",
+            "scattered",
+        ),
+        ("height // 2, width // 2", "height // 4, width", "the rectangle has another shape"),
+        (
+            "rng.integers(height - h + 1), rng.integers(width - w + 1)",
+            "(height - h) * rng.integers(2), (width - w) * rng.integers(2)",
+            "every place must be equally likely",
+        ),
+        (
+            "rng.integers(height - h + 1), rng.integers(width - w + 1)",
+            "int(rng.random() ** 2 * (height - h + 1)), int(rng.random() ** 2 * (width - w + 1))",
+            "every place must be equally likely",
+        ),
+        (
+            "rng.integers(height - h + 1), rng.integers(width - w + 1)",
+            "(place := rng.random(), int(place * (height - h + 1)))[1], int(place * (width - w + 1))",
+            "one draw for both axes",
+        ),
     ],
     "dim": [
         ("Image.fromarray(np.clip(brighter, 0, 255).round().astype(np.uint8))", "brighter", "it must return a PIL image"),
@@ -169,6 +209,17 @@ MUTANTS = {
         ("1 - 0.5 * strength, 1 + 0.5 * strength", "0.5, 1.5", "strength ignored"),
         ("1 - 0.5 * strength, 1 + 0.5 * strength", "0.9 - 0.5 * strength, 0.9 + 0.5 * strength", "at strength 0"),
         ("1 - 0.5 * strength, 1 + 0.5 * strength", "1 - 0.5 * strength, 1", "at strength 1"),
+        (
+            "1 - 0.5 * strength, 1 + 0.5 * strength",
+            "1 - 0.5 * strength**2, 1 + 0.5 * strength**2",
+            "at strength 0.5",
+        ),
+        ("* factor", "+ 100 * (factor - 1)", "added, not multiplied"),
+        (
+            "rng.uniform(1 - 0.5 * strength, 1 + 0.5 * strength)",
+            "rng.choice([1 - 0.5 * strength, 1 + 0.5 * strength])",
+            "the factor is not uniform",
+        ),
     ],
     "covered_share": [
         (".mean(axis=(1, 3))", ".mean(axis=(1, 3)).T", "wrong axis"),
@@ -205,11 +256,16 @@ MUTANTS = {
     ],
     "select_perception_tokens": [
         ("completion_mask & (shift > 0)", "shift > 0", "mask forgotten"),
-        ("candidates.sum", "completion_mask.sum", "k is the share of the tokens with ΔH > 0"),
+        ("candidates.sum", "completion_mask.sum", "k counts a share of the tokens with ΔH > 0"),
         (
             "torch.ceil(top_fraction * candidates.sum(dim=-1, keepdim=True))",
             "torch.floor(top_fraction * candidates.sum(dim=-1, keepdim=True)).clamp(min=1)",
             "rounded down: k",
+        ),
+        (
+            "torch.ceil(top_fraction * candidates.sum(dim=-1, keepdim=True))",
+            "torch.round(top_fraction * candidates.sum(dim=-1, keepdim=True)).clamp(min=1)",
+            "rounded to the nearest",
         ),
         ("torch.ceil", "torch.floor", "rounded down to nothing"),
         ("completion_mask & (shift > 0)", "completion_mask", "tokens without a positive shift"),
@@ -273,6 +329,16 @@ MUTANTS = {
         ),
         ("contrast.sum() / max(int(selected.sum()), 1)", "contrast.mean()", "mean of nothing"),
         (" / max(int(selected.sum()), 1)", "", "sum instead of mean"),
+        ("return contrast.sum()", "return contrast.sum().item()", "no gradient"),
+        ("return contrast.sum()", "return contrast.detach().sum()", "no gradient"),
+        (
+            "    contrast = F",
+            "    if len(selected) > 1:\n"
+            "        cut = zip(kl_preserved.split(1), kl_removed.split(1), selected.split(1), strict=True)\n"
+            "        return sum(contrastive_loss(*row, tau) for row in cut) / len(selected)\n"
+            "    contrast = F",
+            "mean of row means",
+        ),
         ("/ tau", "* tau", "multiplied by τ"),
         (
             "F.softplus((kl_preserved[selected] - kl_removed[selected]) / tau)",
@@ -283,6 +349,14 @@ MUTANTS = {
     "gated_loss": [
         ("selected & (advantages > 0)[:, None]", "selected", "gate dropped"),
         ("(advantages > 0)", "(advantages >= 0)", "the gate opens at A = 0"),
+        (
+            "return cpl(exact_kl(anchor, logits_preserved), exact_kl(anchor, logits_removed), gated, tau=0.1)",
+            "views = exact_kl(anchor, logits_preserved), exact_kl(anchor, logits_removed)\n"
+            "    cut = zip(*(part.split(1) for part in (*views, gated)), strict=True)\n"
+            "    rows = [cpl(*row, tau=0.1) for row in cut if row[-1].any()]\n"
+            "    return sum(rows) / max(len(rows), 1)",
+            "mean of row means",
+        ),
         ("(advantages > 0)", "(advantages < 0)", "gate reversed"),
         ("logits.detach()", "logits", "detach missing"),
         (
@@ -310,6 +384,20 @@ MUTANTS = {
         ("def mean", "kl_weight, cpl_weight = cpl_weight, kl_weight\n\n    def mean", "β and λ swapped"),
         ("selected & (advantages > 0)[:, None]", "selected", "gate dropped"),
         ("mean(contrast, gated)", "contrast[gated].sum() / completion_mask.sum()", "CPL is a mean over the gated"),
+        ("mean(contrast, gated)", "contrast[gated].sum()", "sum instead of mean"),
+        ("mean(contrast, gated)", "contrast[gated].sum() / gated.any(dim=1).sum().clamp(min=1)", "divided by gated rows"),
+        ("mean(contrast, gated)", "mean(contrast * advantages[:, None], gated)", "multiplied by A"),
+        (
+            "grpo = mean(surrogate, completion_mask) + kl_weight * mean(kl, completion_mask)",
+            "tokens = surrogate + kl_weight * kl\n"
+            "    grpo = sum(row[kept].mean() for row, kept in zip(tokens, completion_mask, strict=True)) / len(tokens)",
+            "mean of row means in the GRPO terms",
+        ),
+        (
+            "return values[mask].sum() / mask.sum().clamp(min=1)",
+            "return ((values * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).mean()",
+            "mean of row means: a token of a short row",
+        ),
         (
             "mask.sum().clamp(min=1)",
             "(mask.numel() if mask is completion_mask else mask.sum().clamp(min=1))",
@@ -336,6 +424,8 @@ MUTANTS = {
     ],
     "worth_an_update": [
         ("alive.any()", "alive.all()", "one live group is enough"),
+        ("alive.any()", "alive[0]", "you look at the first group only"),
+        ("groups.amax(dim=1) > groups.amin(dim=1)", "groups.std(dim=1) > 0", "rounding: the std of equal rewards"),
         ("kl_weight > 0 or ", "", "β forgotten"),
         ("kl_weight > 0 or bool(alive.any())", "bool(rewards.max() > rewards.min())", "compare within groups"),
         ("rewards.view(-1, group_size)", "rewards.view(-1, group_size).T", "wrong axis"),

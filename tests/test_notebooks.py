@@ -38,8 +38,14 @@ def python_of(cell):
     return re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.M)
 
 
-def has_image(cell):
-    return any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {}))
+def images_of(cell):
+    """(kind, metadata) of each picture that a code cell put out."""
+    return [
+        (kind, output.metadata.get(kind, {}))
+        for output in cell.outputs
+        for kind in output.get("data", {})
+        if kind.startswith("image/")
+    ]
 
 
 def test_there_are_notebooks():
@@ -91,7 +97,7 @@ def test_its_code_is_python_in_cells_of_at_most_25_lines(path):
     for cell in code_of(path):
         ast.parse(python_of(cell))
         assert cell.source.count("\n") < 25, cell.source[:60]
-        assert not cell.source.rstrip().endswith(";"), "nbval shows what a trailing ; hides: use _ = or plt.show()"
+        assert not cell.source.rstrip().endswith(";"), "nbval shows what a trailing ; hides: use _ = or plots.show(alt)"
         for forbidden in ("clear_output", "tqdm.notebook", "ipywidgets"):
             assert forbidden not in cell.source, "GitHub and nbval show none of these"
 
@@ -108,15 +114,24 @@ def test_a_description_follows_every_figure(path):
     cells = read(path).cells
     numbers = []
     for cell, after in zip(cells, [*cells[1:], None], strict=True):
-        if cell.cell_type == "code" and has_image(cell):
+        if cell.cell_type == "code" and images_of(cell):
             assert after is not None and after.cell_type == "markdown", f"nothing follows the figure of {cell.source[:60]!r}"
             match = FIGURE.match(after.source)
             assert match, f"no **Figure N.** after {cell.source[:60]!r}"
             assert len(after.source.split()) >= 15, "a description and a takeaway need more words"
+            assert "Takeaway: " in after.source, f"no takeaway below the figure of {cell.source[:60]!r}"
             numbers.append(int(match[1]))
     assert numbers == list(range(1, len(numbers) + 1))
     described = [cell for cell in cells if cell.cell_type == "markdown" and FIGURE.match(cell.source)]
     assert len(described) == len(numbers), "a description without a figure"
+
+
+@executed_notebook
+def test_every_figure_carries_a_description_for_screen_readers(path):
+    for cell in code_of(path):
+        assert "plt.show" not in cell.source, f"plots.show(alt) saves a description as well: {cell.source[:60]!r}"
+        for kind, metadata in images_of(cell):
+            assert len(metadata.get("alt", "").split()) >= 5, f"a {kind} without a description: {cell.source[:60]!r}"
 
 
 @every_notebook
@@ -143,6 +158,16 @@ def test_a_teaching_notebook_has_its_parts_and_asserts(path):
         for part in ("## How this breaks", "## Exercises", "## Recap", "## Further reading"):
             assert any(line.startswith(part) for line in headings), part
         assert any("**Predict" in line for line in headings)
+
+
+def test_the_map_gives_the_minutes_that_each_notebook_gives():
+    text = "\n".join(cell.source for cell in read(ROOT / "notebooks" / "00_start_here.ipynb").cells)
+    planned = {number: int(minutes) for number, minutes in re.findall(r"(?m)^\| (\d\d) \|.*\| (\d+) \|$", text)}
+    course = [path for path in PATHS if path.parent.name == "notebooks"]
+    assert sorted(planned) == [f"{number:02}" for number in range(9)]
+    for path in course:
+        said = re.search(r"\*\*Time\*\*: (\d+) minutes", read(path).cells[0].source)
+        assert said and planned[path.name[:2]] == int(said[1]), path.name
 
 
 GUIDE = (ROOT / "docs" / "instructor-guide.md").read_text()

@@ -1,6 +1,7 @@
 """Pictures: they are drawn from what they are given, and saved whole."""
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
@@ -18,6 +19,15 @@ def image():
 
 def texts(fig):
     return [text.get_text() for text in fig.findobj(mpl.text.Text)]
+
+
+def test_a_figure_is_shown_with_its_description_and_closed(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda *figures, metadata: shown.append((figures, metadata)))
+    figure, _ = plt.subplots()
+    plots.show("a figure for the test")
+    assert shown == [((figure,), {"image/png": {"alt": "a figure for the test"}})]
+    assert not plt.fignum_exists(figure.number)
 
 
 def test_a_heatmap_shows_every_token_and_frames_the_chosen_ones(image):

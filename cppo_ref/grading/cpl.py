@@ -1,6 +1,7 @@
 """Graders of exercises 05: KL between views, the contrastive loss, the gate and the anchor."""
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,26 +53,41 @@ def check_view_kl(function: Function) -> None:
 
 
 # softplus(−1) = ln(1 + 1/e) = 0.3133;  softplus(1) = 1 + softplus(−1) = 1.3133;  softplus(0) = ln 2 = 0.6931
+def _loss(value: float, *, flows: bool = True) -> dict[str, Any]:
+    """What is expected of a loss: its value, and whether a gradient flows through each KL."""
+    return {"loss": value, "gradient through KL⁺": flows, "gradient through KL⁻": flows}
+
+
 CONTRAST_CASES = [
     Case(
         "one good token, one neutral, one that does not count",
         (torch.tensor([[0.0, 0.2, 9.0]]), torch.tensor([[0.1, 0.2, 0.0]]), bools([[1, 1, 0]]), 0.1),
-        0.5032,  # (0.3133 + 0.6931)/2
+        _loss(0.5032),  # (0.3133 + 0.6931)/2
     ),
-    Case("τ = 1", (torch.tensor([[2.0]]), torch.tensor([[1.0]]), bools([[1]]), 1.0), 1.3133),
-    Case("a large difference", (torch.tensor([[20.0]]), torch.tensor([[0.0]]), bools([[1]]), 0.1), 200.0),
+    Case("τ = 1", (torch.tensor([[2.0]]), torch.tensor([[1.0]]), bools([[1]]), 1.0), _loss(1.3133)),
+    Case("a large difference", (torch.tensor([[20.0]]), torch.tensor([[0.0]]), bools([[1]]), 0.1), _loss(200.0)),
     Case(
         "∞ where nothing is selected",
         (torch.tensor([[0.1, INF]]), torch.tensor([[0.0, 0.0]]), bools([[1, 0]]), 0.1),
-        1.3133,
+        _loss(1.3133),
     ),
-    Case("nothing selected", (torch.tensor([[0.1]]), torch.tensor([[0.0]]), bools([[0]]), 0.1), 0.0),
+    Case(
+        "two tokens in one row, one in the other",
+        (torch.tensor([[0.0, 0.2], [0.1, 5.0]]), torch.tensor([[0.1, 0.2], [0.0, 0.0]]), bools([[1, 1], [1, 0]]), 0.1),
+        _loss(0.7732),  # (0.3133 + 0.6931 + 1.3133)/3
+    ),
+    Case("nothing selected", (torch.tensor([[0.1]]), torch.tensor([[0.0]]), bools([[0]]), 0.1), _loss(0.0, flows=False)),
 ]
 
 
 def _contrast(good: Tensor, bad: Tensor, selected: Tensor, tau: float, token: Function = F.softplus) -> Tensor:
     values = token((good[selected] - bad[selected]) / tau)
     return values.sum() / max(int(selected.sum()), 1)
+
+
+def _row_means(good: Tensor, bad: Tensor, selected: Tensor, tau: float) -> Tensor | float:
+    rows = [_contrast(g, b, s, tau) for g, b, s in zip(good, bad, selected, strict=True) if s.any()]
+    return torch.stack(rows).mean() if rows else 0.0
 
 
 def _overflowing(x: Tensor) -> Tensor:
@@ -88,6 +104,10 @@ CONTRAST_MISTAKES = {
         (F.softplus((g - b) / t) * s).sum() / s.sum().clamp(min=1)
     ),
     "mean of nothing: without selected tokens the loss is 0, not NaN": lambda g, b, s, t: F.softplus((g - b)[s] / t).mean(),
+    "no gradient: the loss was detached or made a plain number; return the tensor": lambda g, b, s, t: _contrast(
+        g, b, s, t
+    ).item(),
+    "mean of row means: the mean runs over all selected tokens at once": _row_means,
     "sum instead of mean: the loss must not grow with the number of tokens": lambda g, b, s, t: (
         _contrast(g, b, s, t) * max(int(s.sum()), 1)
     ),
@@ -96,9 +116,20 @@ CONTRAST_MISTAKES = {
 }
 
 
+def _with_gradients(function: Function, *inputs: Any, through: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """The loss, and for each name whether a gradient flows through all the inputs that it stands for."""
+    inputs = tuple(x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+    loss = function(*inputs)
+    if isinstance(loss, Tensor) and loss.requires_grad:
+        loss.sum().backward()
+    flows = [isinstance(x, Tensor) and x.grad is not None and bool(x.grad.abs().sum() > 0) for x in inputs]
+    return {"loss": loss, **{name: all(flows[i] for i in places) for name, places in through.items()}}
+
+
 def check_contrastive_loss(function: Function) -> None:
     """Grade contrastive_loss(kl_preserved, kl_removed, selected, tau) -> scalar: mean softplus((KL⁺ − KL⁻)/τ)."""
-    grade(function, CONTRAST_CASES, CONTRAST_MISTAKES)
+    through = {"gradient through KL⁺": [0], "gradient through KL⁻": [1]}
+    grade(function, CONTRAST_CASES, CONTRAST_MISTAKES, observe=partial(_with_gradients, through=through))
 
 
 EIGHTHS = [0.125, 0.875]  # KL(halves ‖ eighths) = ½ ln 4 + ½ ln 4/7 = 0.4133
@@ -112,6 +143,18 @@ GATED_CASES = [
         "advantages 2, 0, −1, 3, the last row without perception tokens",
         (ORIGINAL, PRESERVED, REMOVED, FIRST_THREE, torch.tensor([2.0, 0.0, -1.0, 3.0])),
         {"loss": 0.0654, "gradient through the original view": False, "gradient through the views": True},
+    ),
+    # softplus(−2.695) = 0.0654, softplus(2.695) = 2.7604: (0.0654 + 2.7604 + 0.0654)/3
+    Case(
+        "two tokens in one row, one in the other",
+        (
+            logits_of([[HALVES] * 2] * 2),
+            logits_of([[QUARTERS, EIGHTHS], [QUARTERS, HALVES]]),
+            logits_of([[EIGHTHS, QUARTERS], [EIGHTHS, HALVES]]),
+            bools([[1, 1], [1, 0]]),
+            torch.tensor([2.0, 2.0]),
+        ),
+        {"loss": 0.9637, "gradient through the original view": False, "gradient through the views": True},
     ),
     Case(
         "no row with A > 0",
@@ -130,15 +173,16 @@ def _gated(
     *,
     gate: Function = lambda a: a > 0,
     detach: str = "anchor",
-) -> Tensor:
+    contrast: Function = _contrast,
+) -> Tensor | float:
     """The gated loss with its parts exchangeable."""
     anchor = logits.detach() if detach == "anchor" else logits
     if detach == "views":
         preserved, removed = preserved.detach(), removed.detach()
-    return _contrast(_kl(anchor, preserved), _kl(anchor, removed), selected & gate(advantages)[:, None], 0.1)
+    return contrast(_kl(anchor, preserved), _kl(anchor, removed), selected & gate(advantages)[:, None], 0.1)
 
 
-def _all_counted(logits: Tensor, preserved: Tensor, removed: Tensor, selected: Tensor, advantages: Tensor) -> Tensor:
+def _all_counted(logits: Tensor, preserved: Tensor, removed: Tensor, selected: Tensor, advantages: Tensor) -> Tensor | float:
     gated = int((selected & (advantages > 0)[:, None]).sum())
     return _gated(logits, preserved, removed, selected, advantages) * gated / max(int(selected.sum()), 1)
 
@@ -156,22 +200,9 @@ GATED_MISTAKES = {
     "detach missing: a gradient flows through the original view": partial(_gated, detach="nothing"),
     "wrong side detached: the views must keep their gradient, the original view loses it": partial(_gated, detach="views"),
     "divided by all selected tokens: the mean runs over those that pass the gate": _all_counted,
+    "mean of row means: the mean runs over all gated tokens at once": partial(_gated, contrast=_row_means),
     "the gate is open or shut: do not multiply by the advantage": _weighted,
 }
-
-
-def _with_gradients(function: Function, *inputs: Any) -> dict[str, Any]:
-    """The loss, and through which of the three logits a gradient flows."""
-    logits = [tensor.requires_grad_() for tensor in inputs[:3]]
-    loss = function(*logits, *inputs[3:])
-    if isinstance(loss, Tensor) and loss.requires_grad:
-        loss.sum().backward()
-    flows = [tensor.grad is not None and bool(tensor.grad.abs().sum() > 0) for tensor in logits]
-    return {
-        "loss": loss,
-        "gradient through the original view": flows[0],
-        "gradient through the views": flows[1] and flows[2],
-    }
 
 
 def check_gated_loss(function: Function) -> None:
@@ -179,4 +210,5 @@ def check_gated_loss(function: Function) -> None:
 
     The gate is A > 0; no gradient flows through the original view.
     """
-    grade(function, GATED_CASES, GATED_MISTAKES, observe=_with_gradients)
+    through = {"gradient through the original view": [0], "gradient through the views": [1, 2]}
+    grade(function, GATED_CASES, GATED_MISTAKES, observe=partial(_with_gradients, through=through))

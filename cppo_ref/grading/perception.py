@@ -109,6 +109,8 @@ SELECT_CASES = [
         bools([[0, 1, 1, 0, 0, 0]]),
     ),
     Case("ties", (torch.tensor([[0.5, 0.5, 0.5, 0.5]]), bools([[1, 1, 1, 1]]), 0.5), bools([[1, 1, 0, 0]])),
+    Case("half of five: ⌈2.5⌉", (torch.tensor([[0.1, 0.5, 0.2, 0.4, 0.3]]), bools([[1] * 5]), 0.5), bools([[0, 1, 0, 1, 1]])),
+    Case("0.3 of four: ⌈1.2⌉", (torch.tensor([[0.1, 0.4, 0.2, 0.3]]), bools([[1] * 4]), 0.3), bools([[0, 1, 0, 1]])),
     Case("a tenth of three", (torch.tensor([[0.1, 0.3, 0.2]]), bools([[1, 1, 1]]), 0.1), bools([[0, 1, 0]])),
 ]
 
@@ -151,8 +153,9 @@ def _whole_batch(shift: Tensor, mask: Tensor, fraction: float) -> Tensor:
 
 SELECT_MISTAKES = {
     "mask forgotten: padding was selected": partial(_select, masked=False),
-    "k is the share of the tokens with ΔH > 0, not of all completion tokens": partial(_select, base="completion"),
+    "k counts a share of the tokens with ΔH > 0, not of all completion tokens": partial(_select, base="completion"),
     "rounded down: k is ⌈fraction · n⌉": partial(_select, rounding=torch.floor),
+    "rounded to the nearest: k is ⌈fraction · n⌉, the next whole number above": partial(_select, rounding=torch.round),
     "rounded down to nothing: a row with candidates keeps at least one": partial(_select, rounding=torch.floor, least=0),
     "tokens without a positive shift were selected: they do not depend on the image": partial(_select, positive=False),
     "you kept the smallest shifts": partial(_select, descending=False),

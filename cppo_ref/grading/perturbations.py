@@ -64,6 +64,42 @@ def _turned(function: Function) -> bool:
     return any((box.any(axis=0).sum(), box.any(axis=1).sum()) == (10, 20) for box in boxes)
 
 
+def _other_color(function: Function) -> bool:
+    views = [_pixels(function(_plain(255), np.random.default_rng(seed))) for seed in range(20)]
+    return any(set(view.flatten().tolist()) != {128, 255} for view in views)
+
+
+def _box(hidden: np.ndarray) -> tuple[int, int, int, int]:
+    """The smallest box (top, left, height, width) that holds all hidden pixels."""
+    rows, columns = (np.flatnonzero(hidden.any(axis=axis)) for axis in (1, 0))
+    return int(rows[0]), int(columns[0]), int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
+
+
+def _scattered(function: Function) -> bool:
+    hidden = [_hidden(function, seed, 40, 20) for seed in range(20)]
+    return any(h.sum() != _box(h)[2] * _box(h)[3] for h in hidden)
+
+
+def _other_shape(function: Function) -> bool:
+    return any(_box(_hidden(function, seed, 40, 20))[2:] != (10, 20) for seed in range(20))
+
+
+def _places(function: Function, seeds: int) -> list[tuple[int, int]]:
+    """Where a 2×2 box lands on 4×4 pixels: (top, left) for each seed; nine places are possible."""
+    return [_box(_hidden(function, seed, 4, 4))[:2] for seed in range(seeds)]
+
+
+def _one_draw(function: Function) -> bool:
+    return all(top == left for top, left in _places(function, 50))
+
+
+def _unequal_places(function: Function) -> bool:
+    """In 900 draws each of the nine places is due 100 times; 60 and 150 are more than four standard deviations away."""
+    places = _places(function, 900)
+    counts = [places.count((top, left)) for top in range(3) for left in range(3)]
+    return min(counts) < 60 or max(counts) > 150
+
+
 def _misses_an_edge(function: Function) -> bool:
     """On 4×4 pixels a 2×2 box has nine places; two hundred seeds must hit the last row and column."""
     seen = np.any([_hidden(function, seed, 4, 4) for seed in range(200)], axis=0)
@@ -86,7 +122,12 @@ HIDE_SYMPTOMS = {
     **_random_symptoms(),
     "wrong axis: the rectangle's width and height are swapped; numpy's first axis is the height": _turned,
     "it must cover a quarter of the pixels for every seed: half the width times half the height": _covers_other_than_a_quarter,
+    "scattered: the hidden pixels must form one rectangle": _scattered,
+    "the rectangle has another shape: it must be half as wide and half as high as the image": _other_shape,
+    "the rectangle must be grey: (128, 128, 128)": _other_color,
     "off by one: the rectangle never reaches the far edge; rng.integers(n) stops at n − 1": _misses_an_edge,
+    "one draw for both axes: draw the row and the column apart, or the box stays on the diagonal": _one_draw,
+    "every place must be equally likely: on 4×4 pixels there are nine, and 900 seeds do not hit them alike": _unequal_places,
 }
 
 
@@ -95,7 +136,7 @@ def check_hide_quarter(function: Function) -> None:
     grade_by_symptoms(function, HIDE_SYMPTOMS)
 
 
-def _levels(function: Function, value: int, strength: float, seeds: int = 60) -> np.ndarray:
+def _levels(function: Function, value: int, strength: float, seeds: int = 200) -> np.ndarray:
     """The values [seeds, H, W, 3] of the views of a plain picture."""
     return np.stack([_pixels(function(_plain(value), np.random.default_rng(seed), strength)) for seed in range(seeds)])
 
@@ -108,6 +149,23 @@ def _strength_ignored(function: Function) -> bool:
 def _outside(function: Function) -> bool:
     levels = _levels(function, 100, 1.0)
     return bool(levels.min() < 49 or levels.max() > 151 or levels.min() > 60 or levels.max() < 140)
+
+
+def _added(function: Function) -> bool:
+    """A factor keeps the ratio of two pictures: what was twice as bright stays so."""
+    bright, dark = _levels(function, 100, 1.0), _levels(function, 50, 1.0)
+    return bool(np.abs(bright - 2 * dark).max() > 2)
+
+
+def _not_between(function: Function) -> bool:
+    """Half of all uniform draws fall into the middle half of their range."""
+    levels = _levels(function, 100, 1.0)[:, 0, 0, 0]
+    return not 0.35 <= np.mean((levels >= 75) & (levels <= 125)) <= 0.65
+
+
+def _other_spread_between(function: Function) -> bool:
+    levels = _levels(function, 100, 0.5)
+    return bool(levels.min() < 74 or levels.max() > 126 or levels.min() > 80 or levels.max() < 120)
 
 
 DIM_SYMPTOMS = {
@@ -124,6 +182,9 @@ DIM_SYMPTOMS = {
     "strength ignored: at 0.2 the views must vary less than at 1": _strength_ignored,
     "at strength 0 the view must be the image": lambda f: bool((_levels(f, 100, 0.0) != 100).any()),
     "at strength 1 the factor must spread over 0.5…1.5": _outside,
+    "at strength 0.5 the factor must spread over 0.75…1.25: it is 1 ± 0.5 · strength": _other_spread_between,
+    "added, not multiplied: a pixel twice as bright as another must stay twice as bright": _added,
+    "the factor is not uniform: half of the draws must fall into the middle half of its range": _not_between,
 }
 
 

@@ -10,6 +10,7 @@ BOXED_CASES = [
     Case("no box", ("the answer is 3",), None),
     Case("two boxes", (r"\boxed{2}, no: \boxed{3}",), "3"),
     Case("braces inside the box", (r"\boxed{\frac{1}{2}}",), r"\frac{1}{2}"),
+    Case("braces two levels deep", (r"\boxed{\frac{1}{\sqrt{2}}}",), r"\frac{1}{\sqrt{2}}"),
     Case("blanks inside the box", (r"\boxed{ 4 }",), "4"),
     Case("braces behind the box", (r"\boxed{7} of {a set}",), "7"),
     Case("a complete box, then one that never closes", (r"\boxed{5} or \boxed{6",), "5"),
@@ -42,6 +43,9 @@ BOXED_MISTAKES = {
     "you stop at the first closing brace; the box may hold braces of its own, as in \\boxed{\\frac{1}{2}}": lambda t: _last(
         re.findall(r"\\boxed\{([^}]*)\}", t)
     ),
+    "you allow braces one level deep; count them, as \\boxed{\\frac{1}{\\sqrt{2}}} needs two": lambda t: _last(
+        re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", t)
+    ),
     "you run to the last brace of the whole text; stop at the one that closes the box": lambda t: _last(
         re.findall(r"\\boxed\{(.*)\}", t)
     ),
@@ -64,28 +68,41 @@ FORMAT_CASES = [
     Case("words before the thoughts", (r"Sure! <think> red : 1 </think> \boxed{1}",), 0.0),
     Case("thoughts that never close", (r"<think> red : 1 \boxed{1}",), 0.0),
     Case("two sets of thoughts", (r"<think> a </think> <think> b </think> \boxed{1}",), 0.0),
+    Case("thoughts closed twice", (r"<think> a </think> b </think> \boxed{1}",), 0.0),
+    Case("thoughts opened twice", (r"<think> a <think> b </think> \boxed{1}",), 0.0),
     Case("an empty box", (r"<think> red : 1 </think> \boxed{}",), 0.0),
     Case("blanks around it all", ("  <think> red : 1 </think> \\boxed{1}\n",), 1.0),
 ]
 
 
+TAGS = ("<think>", "</think>")
+
+
 def _format(
-    text: str, *, opens: bool = True, once: bool = True, box: bool = True, behind: bool = True, filled: bool = True
+    text: str,
+    *,
+    opens: bool = True,
+    once: tuple[str, ...] = TAGS,
+    box: bool = True,
+    behind: bool = True,
+    filled: bool = True,
 ) -> float:
     """The format reward, with requirements that can be forgotten."""
     body = text.strip()
     before, closed, after = body.partition("</think>")
     begins = body.startswith("<think>") if opens else "<think>" in before
-    single = body.count("<think>") == 1 and body.count("</think>") == 1
+    single = all(body.count(tag) == 1 for tag in once)
     answer = _last(_boxes(after if behind else body))
     boxed = answer is not None and (answer != "" or not filled)
-    return float(begins and bool(closed) and (single or not once) and (boxed or not box))
+    return float(begins and bool(closed) and single and (boxed or not box))
 
 
 FORMAT_MISTAKES = {
     "a box inside the thoughts counts for you; it must come after </think>": partial(_format, behind=False),
     "words before <think> pass; the completion must open with it": partial(_format, opens=False),
-    "<think> and </think> may occur once each; yours lets a policy think twice": partial(_format, once=False),
+    "<think> and </think> may occur once each; yours lets a policy think twice": partial(_format, once=()),
+    "</think> may occur once, too; you count only <think>": partial(_format, once=TAGS[:1]),
+    "<think> may occur once, too; you count only </think>": partial(_format, once=TAGS[1:]),
     "an empty \\boxed{} passes; then a policy earns the format reward without an answer": partial(_format, filled=False),
     "you never ask for a box": partial(_format, box=False),
     "reversed: you pay what breaks the format": lambda text: 1.0 - _format(text),
@@ -105,6 +122,8 @@ REWARD_CASES = [
     Case("all numbers in the thoughts", (r"<think> 0 1 2 3 4 </think> \boxed{0}", "3"), 0.1),
     Case("a box for every number", (r"\boxed{0} \boxed{1} \boxed{3} \boxed{4}", "3"), 0.0),
     Case("13 contains 3", (r"\boxed{13}", "3"), 0.0),
+    Case("30 begins with 3", (r"\boxed{30}", "3"), 0.0),
+    Case("the bare answer, without a box", ("3", "3"), 0.0),
     Case("an empty box", (r"<think> red </think> \boxed{}", "3"), 0.0),
     Case("3 is part of 13", (r"\boxed{3}", "13"), 0.0),
 ]
@@ -120,6 +139,12 @@ REWARD_MISTAKES = {
     ),
     "hackable: any box may be right, so boxing every number wins; only the last box counts": lambda text, answer: _pay(
         answer in [box.strip() for box in _boxes(text)], text
+    ),
+    "hackable: without a box you compare the whole text; no box is no answer": lambda text, answer: _pay(
+        (_last(_boxes(text)) or text.strip()) == answer, text
+    ),
+    "hackable: you ask whether the box begins with the answer, so 30 wins for 3; compare for equality": lambda text, answer: (
+        _pay((_last(_boxes(text)) or "").startswith(answer), text)
     ),
     "hackable: you ask whether the box contains the answer, so 13 wins for 3; compare for equality": lambda text, answer: _pay(
         answer in (_last(_boxes(text)) or ""), text

@@ -68,11 +68,30 @@ TOTAL_CASES = [
         (SURROGATE, KL, CONTRAST, COMPLETION, SELECTED, tensor([0.0, 0.0]), 0.5, 0.25),
         3.0,
     ),
+    # GRPO: (6 + 8 + 4)/6 tokens = 3.  KL: (3 + 5 + 4)/6 = 2.  CPL: rows 0 and 1 keep (4 + 8 + 3)/3 tokens = 5.
+    Case(
+        "completions of 3, 2 and 1 tokens, A = 2, 1 and −1: 3 + 0.5 · 2 + 0.25 · 5",
+        (
+            tensor([[1.0, 2.0, 3.0], [2.0, 6.0, 50.0], [4.0, 50.0, 50.0]]),
+            tensor([[1.0, 1.0, 1.0], [2.0, 3.0, 50.0], [4.0, 50.0, 50.0]]),
+            tensor([[4.0, 8.0, 9.0], [3.0, 9.0, 50.0], [7.0, 50.0, 50.0]]),
+            bools([[1, 1, 1], [1, 1, 0], [1, 0, 0]]),
+            bools([[1, 1, 0], [1, 0, 0], [1, 0, 0]]),
+            tensor([2.0, 1.0, -1.0]),
+            0.5,
+            0.25,
+        ),
+        5.25,
+    ),
 ]
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
     return values[mask].sum() / mask.sum().clamp(min=1)
+
+
+def _row_means(values: Tensor, mask: Tensor) -> Tensor:
+    return (torch.where(mask, values, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).mean()
 
 
 def _total(
@@ -89,14 +108,15 @@ def _total(
     gate: bool = True,
     mean: Function = _mean,
     swapped: bool = False,
-    cpl_over: str = "gated",
+    cpl_over: str = "gated tokens",
+    weighted: bool = False,
 ) -> Tensor:
     """The whole loss, with parts that can be wrong."""
     gated = selected & (advantages > 0)[:, None] if gate else selected
     beta, lamda = (lamda, beta) if swapped else (beta, lamda)
-    cpl = _mean(contrast, gated)
-    if cpl_over == "completion":
-        cpl = contrast[gated].sum() / completion.sum()
+    counted = {"gated tokens": gated, "gated rows": gated.any(dim=1), "completion": completion, "nothing": tensor(0)}[cpl_over]
+    contrast = contrast * advantages[:, None] if weighted else contrast
+    cpl = contrast[gated].sum() / counted.sum().clamp(min=1)
     return mean(surrogate, completion) + signs[0] * beta * mean(kl, completion) + signs[1] * lamda * cpl
 
 
@@ -106,6 +126,15 @@ TOTAL_MISTAKES = {
     "β and λ swapped": partial(_total, swapped=True),
     "gate dropped: CPL counts only rows with A > 0": partial(_total, gate=False),
     "CPL is a mean over the gated perception tokens, not over all completion tokens": partial(_total, cpl_over="completion"),
+    "sum instead of mean: CPL must not grow with the number of gated tokens": partial(_total, cpl_over="nothing"),
+    "divided by gated rows: CPL is a mean over tokens, and a row may hold several": partial(_total, cpl_over="gated rows"),
+    "multiplied by A: the gate is open or shut, the size of the advantage is GRPO's business": partial(_total, weighted=True),
+    "mean of row means in the GRPO terms: a token of a short completion weighs more; divide by all tokens at once": partial(
+        _total, mean=_row_means
+    ),
+    "mean of row means: a token of a short row weighs more; divide each of the three sums by all its tokens at once": (
+        lambda s, k, c, m, p, a, b, w: _row_means(s, m) + b * _row_means(k, m) + w * _row_means(c, p & (a > 0)[:, None])
+    ),
     "padding counted: the means run over completion tokens": partial(_total, mean=lambda v, m: (v * m).sum() / m.numel()),
     "mask forgotten: what stands on padding entered the means": partial(_total, mean=lambda v, m: v.mean()),
     "mean of nothing: when the gate leaves no token, CPL is 0, not NaN": lambda s, k, c, m, p, a, b, w: (
@@ -161,6 +190,9 @@ UPDATE_CASES = [
     Case("every group dead, β > 0", (tensor([1.0, 1, 0, 0]), 2, 0.01), True),
     Case("every completion wrong, β > 0", (tensor([0.0, 0, 0, 0]), 2, 0.01), True),
     Case("every group alive, β = 0", (tensor([1.0, 0, 0, 1]), 2, 0.0), True),
+    Case("only the last group alive, β = 0", (tensor([1.0, 1, 0, 1]), 2, 0.0), True),
+    # in float32 the mean of three times 0.9 is a little less than 0.9, so their standard deviation is not 0
+    Case("right three times, out of format, β = 0", (tensor([0.9, 0.9, 0.9]), 3, 0.0), False),
 ]
 
 
@@ -171,6 +203,10 @@ def _alive(rewards: Tensor, size: int) -> Tensor:
 
 UPDATE_MISTAKES = {
     "one live group is enough: you skip as soon as one group is dead": lambda r, g, b: bool(_alive(r, g).all()) or b > 0,
+    "you look at the first group only; any live group will do": lambda r, g, b: bool(_alive(r, g)[0]) or b > 0,
+    "rounding: the std of equal rewards may come out a little above 0; test max > min of the group": lambda r, g, b: (
+        bool((r.view(-1, g).std(dim=1) > 0).any()) or b > 0
+    ),
     "β forgotten: the KL term has a gradient although every group is dead": lambda r, g, b: bool(_alive(r, g).any()),
     "compare within groups: rewards that differ between prompts give no advantage": lambda r, g, b: bool(r.max() > r.min()),
     "wrong axis: rewards that differ between prompts give no advantage": lambda r, g, b: (
