@@ -62,9 +62,9 @@ def _memory_lines(model: Skeleton, run: CPPOConfig, profile: str) -> list[str]:
     task = f"{size.image_tokens} image and {QUESTION_TOKENS} text tokens, completions of {run.max_new_tokens}"
     rows = f"{run.rollout_batch_size} rows sampled and {run.micro_batch_size} scored at a time"
     lines = [f"estimated memory at the peak of each phase ({task}; {rows}):"]
-    lines += [f"  {name:<11}{value / GIGABYTE:6.2f} GB" for name, value in estimate(size, run, width=width).items()]
+    lines += [f"  {name:<11}{value / 1e6:8,.0f} MB" for name, value in estimate(size, run, width=width).items()]
     total = peak(size, run, width=width)
-    lines.append(f"  {'in all':<11}{total / GIGABYTE:6.2f} GB, with {CONTEXT / GIGABYTE:.1f} GB for the CUDA context")
+    lines.append(f"  {'in all':<11}{total / 1e6:8,.0f} MB, with {CONTEXT / 1e6:.0f} MB that CUDA takes for itself")
     if profile:
         lines.append(f"  profile {profile}: {total / CAPACITY[profile]:.0%} of {CAPACITY[profile] / GIGABYTE:.0f} GB")
     return lines

@@ -12,6 +12,11 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from cppo_ref.config import CPPOConfig
+from cppo_ref.memory import measure, peak
+from cppo_ref.profiles import CAPACITY, PROFILES
+from cppo_ref.quantization import model_config, skeleton
+
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "data" / "results"
 SPLITS = (("test", "plain"), ("test_shift", "shifted"), ("test_blank", "blank"))
@@ -68,9 +73,30 @@ def detector() -> str:
     return DETECTOR.format(**report["detector"]["noise_patches ×1"]).replace("%", " %")
 
 
+def memory() -> str:
+    """The profiles: what the estimate says, and what a GPU said."""
+    path = RESULTS / "gpu_memory.csv"
+    measured = (
+        {row["case"]: row for row in csv.DictReader(path.open()) if row["implementation"] == "cppo_ref"}
+        if path.exists()
+        else {}
+    )
+    lines = ["| profile | model | image, completion | estimated peak | measured peak |", "|---|---|---|---|---|"]
+    for name, settings in PROFILES.items():
+        run = CPPOConfig(**settings)
+        needed = peak(measure(skeleton(model_config(run.model), run), run.max_pixels), run)
+        side = round(run.max_pixels**0.5)
+        row = measured.get(name)
+        seen = f"{float(row['peak_gb']):.1f} GB on a {row['gpu']}" if row else "not measured yet"
+        task = f"{side} × {side}, {run.max_new_tokens} tokens"
+        share = f"{needed / 1e9:.1f} GB of {CAPACITY[name] / 1e9:.0f}"
+        lines.append(f"| `{name}` | {run.model.split('/')[-1]} | {task} | {share} | {seen} |")
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """README with every marked block written anew."""
-    blocks = {"demo output": demo_output, "seeds table": seeds_table, "detector": detector, "times": times}
+    blocks = {"demo output": demo_output, "seeds table": seeds_table, "detector": detector, "memory": memory, "times": times}
     for name, block in blocks.items():
         pattern = rf"(<!-- {name}: scripts/readme_tables.py -->\n).*?(<!-- end -->)"
         content = block()

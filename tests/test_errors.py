@@ -107,7 +107,7 @@ def place(tmp_path_factory):
 
 # id: (command line, what the message must name)
 ERRORS = {
-    "unknown command": ("trian", ["'trian'", "expected one of demo, train, evaluate"]),
+    "unknown command": ("trian", ["'trian'", "expected one of demo, train, audit, evaluate"]),
     "unknown option": ("train --group_sise 4", ["'--group_sise'", "did you mean --group_size?"]),
     "unknown option with a value": ("train --taus=4", ["'--taus=4'", "did you mean --tau?"]),
     "option like no other": ("evaluate --zzz", ["'--zzz'", "evaluate --help"]),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import pyarrow as pa  # datasets brings it along
 import pyarrow.parquet as pq
 
 from cppo_ref.study.plan import Run
