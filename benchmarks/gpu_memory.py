@@ -32,7 +32,7 @@ from cppo_ref import chunks, training, updates  # noqa: E402
 from cppo_ref.__main__ import quiet  # noqa: E402
 from cppo_ref.config import CPPOConfig  # noqa: E402
 from cppo_ref.evaluation import split_rows  # noqa: E402
-from cppo_ref.memory import estimate, measure, read_peak, reset_peak  # noqa: E402
+from cppo_ref.memory import CONTEXT, estimate, measure, read_peak, reset_peak  # noqa: E402
 from cppo_ref.policy import policy_for  # noqa: E402
 from cppo_ref.profiles import CAPACITY, PROFILES  # noqa: E402
 from cppo_ref.quantization import ARCHITECTURES, model_config, skeleton  # noqa: E402
@@ -49,7 +49,8 @@ COLUMNS += ["group_size", "new_tokens", "max_pixels", "gpu", "torch", "transform
 def settings(case: str, plain: bool) -> CPPOConfig:
     """The run of a case; plain: no recomputing, a whole group at a time, every row looked at."""
     profile, model = CASES[case]
-    run = replace(CPPOConfig(**PROFILES[profile]), prompts_per_step=1, eval_rows=0)
+    run = replace(CPPOConfig(**PROFILES[profile]), eval_rows=0)
+    run = replace(run, prompts_per_step=max(1, run.rollout_batch_size // run.group_size))  # the rollouts at their fullest
     run = replace(run, model=model) if model else run
     return replace(run, activation_checkpointing=False, micro_batch_size=8, advantage_gate=False) if plain else run
 
@@ -108,7 +109,8 @@ def run_case(run: CPPOConfig, plain: bool, steps: int = 3) -> dict[str, Any]:
     policy = phases.wrap("load", policy_for)(run)
     optimizer = torch.optim.AdamW(policy.trainable, lr=run.learning_rate, weight_decay=0.0)
     optimizer.step = phases.wrap("optimizer", optimizer.step)  # type: ignore[method-assign]
-    accelerator = training.Accelerator(cpu=device.type == "cpu")
+    accelerator = training.accelerator_for(policy)
+    policy.model, optimizer = accelerator.prepare(policy.model, optimizer)
     accelerator.backward = phases.wrap("backward", accelerator.backward)  # type: ignore[method-assign]
     training.generate_rollouts = phases.wrap("rollouts", training.generate_rollouts)
     training.with_reference = phases.wrap("reference", training.with_reference)
@@ -122,6 +124,7 @@ def run_case(run: CPPOConfig, plain: bool, steps: int = 3) -> dict[str, Any]:
         _, batch = training.cppo_step(policy, optimizer, rows, run, step, accelerator=accelerator)
     sampled = int(batch.rollouts.completion_mask.sum())
     measured = {f"{phase}_gb": phases.peak[phase] / 1e9 for phase in PHASES if phase in phases.peak}
+    phases.seconds["score"] -= phases.seconds.get("cpl", 0.0)  # it lies inside
     measured |= {f"{phase}_s": phases.seconds[phase] for phase in PHASES if phase in phases.seconds}
     size = measure(skeleton(model_config(run.model), run), run.max_pixels)
     text = batch.rollouts.prompts.inputs["input_ids"].shape[1] - size.image_tokens
@@ -141,7 +144,7 @@ def provenance() -> dict[str, Any]:
 def child(case: str, plain: bool, folder: str) -> None:
     """Measure one case under its cap; print a row as JSON."""
     cap = CAPACITY[CASES[case][0]]
-    torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.get_device_properties(0).total_memory)
+    torch.cuda.set_per_process_memory_fraction((cap - CONTEXT) / torch.cuda.get_device_properties(0).total_memory)
     run = replace(settings(case, plain), model=folder)
     row = {"case": case, "implementation": "plain" if plain else "cppo_ref", "model": settings(case, plain).model}
     row |= {"cap_gb": cap / 1e9, "group_size": run.group_size, "new_tokens": run.max_new_tokens, "max_pixels": run.max_pixels}
@@ -167,28 +170,38 @@ def main() -> int:
     if options.child:
         child(options.only[0], options.child[0] == "plain", options.child[1])
         return 0
-    rows = []
+    rows: list[dict[str, Any]] = []
+    total = torch.cuda.get_device_properties(0).total_memory
     with tempfile.TemporaryDirectory() as place:
         for case in options.only:
+            if CAPACITY[CASES[case][0]] > total:
+                print(f"{case}: left out, this GPU has {total / 1e9:.0f} GB", file=sys.stderr)
+                continue
             name = settings(case, plain=False).model.split("/")[-1].removesuffix("-Instruct")
             folder = Path(place) / name
             if not folder.exists():
                 fields = json.loads((ARCHITECTURES / f"{name}.json").read_text())
                 with torch.device("cuda"):
                     random_model(fields, folder, dtype=torch.bfloat16)
+                torch.cuda.empty_cache()  # the measured process must have the GPU to itself
             for mode in ("cppo_ref", "plain") if options.plain else ("cppo_ref",):
                 command = [sys.executable, __file__, "--only", case, "--child", mode, str(folder)]
                 result = subprocess.run(command, capture_output=True, text=True)
                 if result.returncode:
-                    print(result.stderr[-2000:], file=sys.stderr)
-                    return 1
+                    print(f"{case} ({mode}) failed:\n{result.stderr[-2000:]}", file=sys.stderr)
+                    continue
                 rows.append(json.loads(result.stdout.splitlines()[-1]))
                 print(json.dumps(rows[-1]), flush=True)
-    with open(options.output, "w", newline="") as file:
+                write(rows, Path(options.output))
+    return int(len(rows) == 0)
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """The table so far."""
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()
         writer.writerows({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from transformers import HfArgumentParser
 
 from cppo_ref.config import PRESETS, CPPOConfig, InputError, setting
@@ -215,6 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[words[0]](words[1:])
     except (InputError, ArithmeticError, OSError) as error:
         print(f"cppo_ref: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:  # outside of a step, where training has its own advice
+        print("cppo_ref: the GPU's memory ran out: `python -m cppo_ref audit` shows what these settings need", file=sys.stderr)
         return 2
     return 0
 

@@ -89,14 +89,15 @@ def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_token
     tokens = prompt + run.max_new_tokens
     weights = NF4 * size.nf4_weights + width * size.other_weights
     held = weights + 16 * size.adapter_weights  # float32: value, gradient, two moments
-    block = 4 * min(chunks.BLOCK, run.micro_batch_size * run.max_new_tokens * size.vocabulary)
+    rows = run.prompts_per_step * run.group_size
+    sampled, micro = min(rows, run.rollout_batch_size), min(rows, run.micro_batch_size)
+    block = 4 * min(chunks.BLOCK, micro * run.max_new_tokens * size.vocabulary)
     dequantised = width * size.largest_linear
 
     row = _forward(size, tokens, width)  # one row's working set without a graph
-    sampled = run.rollout_batch_size
     cache = 2 * width * size.layers * size.cache_width * tokens
     prefill = _forward(size, prompt, width)
-    scored = run.micro_batch_size * row + 4 * block + dequantised
+    scored = micro * row + 4 * block + dequantised
 
     views = 3 if run.cpl_weight > 0 else 1
     layer, vision_layer = _layer(size, width), _vision_layer(size, width)
@@ -105,7 +106,7 @@ def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_token
         recomputed = max(layer * tokens, vision_layer * size.patches)
     else:
         kept, recomputed = size.layers * layer * tokens + size.vision_layers * vision_layer * size.patches, 0
-    learned = run.micro_batch_size * (views * kept + recomputed) + 8 * block + dequantised
+    learned = micro * (views * kept + recomputed) + 8 * block + dequantised
     return {
         "load": weights + 4 * size.adapter_weights,
         "rollouts": held + sampled * (cache + prefill) + dequantised,
@@ -162,13 +163,15 @@ def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
 def _leaner(run: CPPOConfig) -> dict[str, dict[str, Any]]:
     """Changes that cost no quality, then those that change the task; only what is not at its least already."""
     changes: dict[str, dict[str, Any]] = {}
-    if run.micro_batch_size > 1:
-        changes[f"--micro_batch_size 1 in place of {run.micro_batch_size}"] = {"micro_batch_size": 1}
+    rows = run.prompts_per_step * run.group_size
+    sampled, micro = min(rows, run.rollout_batch_size), min(rows, run.micro_batch_size)
+    if micro > 1:
+        changes[f"--micro_batch_size 1 in place of {micro}"] = {"micro_batch_size": 1}
     if not run.activation_checkpointing:
         changes["--activation_checkpointing"] = {"activation_checkpointing": True}
-    if run.rollout_batch_size > 1:
-        half = run.rollout_batch_size // 2
-        changes[f"--rollout_batch_size {half} in place of {run.rollout_batch_size}"] = {"rollout_batch_size": half}
+    if sampled > 1:
+        half = sampled // 2
+        changes[f"--rollout_batch_size {half} in place of {sampled}"] = {"rollout_batch_size": half}
     pixels = run.max_pixels or MAX_PIXELS
     changes[f"--max_pixels {pixels // 2}"] = {"max_pixels": pixels // 2}
     if run.max_new_tokens > 1:

@@ -190,25 +190,22 @@ def load_policy(
     path = model_path(name_or_path)
     try:
         config = AutoConfig.from_pretrained(path)
-        processor = load_processor(path, config.model_type) if config.model_type in FAMILIES else None
+        processor = load_processor(path, config) if config.model_type in FAMILIES else None
     except (OSError, ValueError) as error:
         raise InputError(f'model {name_or_path!r} not found: give "tiny", a model folder or a Hub name') from error
     if config.model_type not in FAMILIES:
         raise InputError(f"model type {config.model_type!r} is not supported, expected one of {', '.join(FAMILIES)}")
     family = FAMILIES[config.model_type]
-    model = AutoModelForImageTextToText.from_pretrained(
-        path,
-        dtype=compute,
-        device_map={"": place},
-        quantization_config=nf4_config(family, compute) if quantize == "nf4" else None,
-    )
+    nf4 = nf4_config(family, compute) if quantize == "nf4" else None
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=compute, device_map={"": place}, quantization_config=nf4)
     _plain_generation(model, processor)
     check_4bit(model, family)
     model.requires_grad_(False)
+    adapted = _with_adapters(model, family, lora, adapter)
     if activation_checkpointing:
         model.activation_checkpointing_enable()
         model.disable_input_require_grads()  # else frozen layers below the first adapter join the graph
-    return Policy(_with_adapters(model, family, lora, adapter), processor, family, place, compute, max_pixels)
+    return Policy(adapted, processor, family, place, compute, max_pixels)
 
 
 def policy_for(config: CPPOConfig) -> Policy:

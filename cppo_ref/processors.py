@@ -14,23 +14,24 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.processing_utils import ProcessorMixin
 
 
-def load_processor(path: str, model_type: str) -> Any:
-    """The processor of the model at `path`; OSError or ValueError if there is none."""
-    images_only = _IMAGES_ONLY.get(model_type)
+def load_processor(path: str, config: Any) -> Any:
+    """The processor of the model at `path`, whose transformers config is `config`; OSError or ValueError if there is none."""
+    images_only = _IMAGES_ONLY.get(config.model_type)
     if images_only is None or find_spec("torchvision") is not None:
         return AutoProcessor.from_pretrained(path)
-    return images_only(AutoImageProcessor.from_pretrained(path, backend="pil"), AutoTokenizer.from_pretrained(path))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return images_only(AutoImageProcessor.from_pretrained(path, backend="pil"), tokenizer, config)
 
 
 class _WithoutVideo(ProcessorMixin):
     """What the two Qwen processors share once their video part is left out."""
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **_: Any) -> None:
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, *_: Any, **__: Any) -> None:
         for name in ("image", "video", "vision_start", "vision_end"):
             token = f"<|{name}_pad|>" if name in ("image", "video") else f"<|{name}|>"
             setattr(self, f"{name}_token", token)
             setattr(self, f"{name}_token_id", tokenizer.convert_tokens_to_ids(token))
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=tokenizer.chat_template)
 
 
 class _Qwen25(_WithoutVideo, Qwen2_5_VLProcessor):
@@ -41,8 +42,14 @@ class _Qwen3(_WithoutVideo, Qwen3VLProcessor):
     pass
 
 
-def _smolvlm2(image_processor: Any, tokenizer: Any) -> Idefics3Processor:
-    return Idefics3Processor(image_processor, tokenizer, image_seq_len=64, chat_template=tokenizer.chat_template)
+# what a saved processor says it is: the stock class, which a reader of the merged model has
+_Qwen25.__name__, _Qwen3.__name__ = Qwen2_5_VLProcessor.__name__, Qwen3VLProcessor.__name__
+
+
+def _smolvlm2(image_processor: Any, tokenizer: Any, config: Any) -> Idefics3Processor:
+    vision = config.vision_config
+    tokens = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
+    return Idefics3Processor(image_processor, tokenizer, image_seq_len=tokens, chat_template=tokenizer.chat_template)
 
 
 _IMAGES_ONLY: dict[str, Any] = {"qwen2_5_vl": _Qwen25, "qwen3_vl": _Qwen3, "smolvlm": _smolvlm2}

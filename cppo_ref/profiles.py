@@ -38,7 +38,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "micro_batch_size": 2,
         "rollout_batch_size": 16,
     },
-    # as 12gb: 5.09 GB. A T4 computes in float16 only: adapters stay in float32, a loss scaler guards their gradients
+    # as 12gb: 5.09 GB. A T4 computes in float16 only: adapters stay in float32, a loss scaler guards their gradients. Whether
+    # the 16-bit parts of a trained VLM stay in float16's range has not been tested here
     "t4": {
         **_EVERYWHERE,
         "model": "Qwen/Qwen3-VL-2B-Instruct",

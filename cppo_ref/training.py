@@ -3,7 +3,7 @@
 Paper: rollouts, rewards, advantages, views, entropy shift, perception tokens, CPL gated by A > 0, added to GRPO's loss.
 Here:  the same, with the perturbed forwards run only for rows with A > 0.
 Why:   the gate multiplies all other rows by zero, so loss and gradient are unchanged. Every random draw is a function of
-       (seed, step): a resumed run is the run that was never stopped, bit for bit.
+       (seed, step): a resumed run is the run that was never stopped, bit for bit (in float16 but for the loss scale).
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
 from cppo_ref.checkpoints import latest_checkpoint, restore_checkpoint, save_adapter, save_checkpoint
@@ -50,7 +51,7 @@ def cppo_step(
     Raises:
         NonFiniteError: a loss or gradient is not finite; the optimizer was not stepped on it.
     """
-    accelerator = accelerator or Accelerator(cpu=policy.device.type == "cpu")
+    accelerator = accelerator or accelerator_for(policy)
     clock = PhaseClock(policy.device)
     with clock("rollouts"):
         rng = torch.Generator().manual_seed(stream_seed(config.seed, step, 0))
@@ -171,12 +172,7 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
     run = RunFolder.check(config, resume)
     rows, policy = rows_for(config), policy_for(config)
     rows = drop_overlong(policy, rows, config, progress=progress)
-    accelerator = Accelerator(
-        cpu=policy.device.type == "cpu",
-        mixed_precision="fp16" if policy.dtype == torch.float16 and policy.device.type == "cuda" else "no",
-        log_with=list(config.trackers) or None,
-        project_dir=config.output,
-    )
+    accelerator = accelerator_for(policy, log_with=list(config.trackers) or None, project_dir=config.output)
     optimizer = torch.optim.AdamW(policy.trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
     policy.model, optimizer = accelerator.prepare(policy.model, optimizer)
     checkpoint = latest_checkpoint(run.path)
@@ -201,9 +197,23 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
     return TrainResult(run.history, run.path, save_adapter(run.path / "adapter", policy))
 
 
+def accelerator_for(policy: Policy, **options: Any) -> Accelerator:
+    """The accelerator of `policy`'s device; it scales the loss if the policy computes in float16 on a GPU.
+
+    Prepare the optimizer with it, or gradients stay scaled.
+    """
+    precision = "fp16" if policy.dtype == torch.float16 and policy.device.type == "cuda" else "no"
+    if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._reset_state()  # one per process, and it keeps the first precision that was asked for
+    return Accelerator(cpu=policy.device.type == "cpu", mixed_precision=precision, **options)
+
+
 @contextmanager
 def good_state_saved(run: RunFolder, step: int, policy: Policy, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Save the state before `step` if the step inside fails in one of the two ways that end a run, and say what to do."""
+    """If the step inside fails in one of the two ways that end a run, save the state after the last good update, and say so.
+
+    With several updates a step, those before the failure are in that state, and a resumed run repeats the whole step.
+    """
     try:
         yield
     except (NonFiniteError, torch.OutOfMemoryError) as error:

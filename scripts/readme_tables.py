@@ -76,22 +76,26 @@ def detector() -> str:
 def memory() -> str:
     """The profiles: what the estimate says, and what a GPU said."""
     path = RESULTS / "gpu_memory.csv"
-    measured = (
-        {row["case"]: row for row in csv.DictReader(path.open()) if row["implementation"] == "cppo_ref"}
-        if path.exists()
-        else {}
-    )
+    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    measured = {row["case"]: row for row in rows if row["implementation"] == "cppo_ref"}
+    others = [row for case, row in measured.items() if case not in PROFILES]
     lines = ["| profile | model | image, completion | estimated peak | measured peak |", "|---|---|---|---|---|"]
     for name, settings in PROFILES.items():
         run = CPPOConfig(**settings)
         needed = peak(measure(skeleton(model_config(run.model), run), run.max_pixels), run)
         side = round(run.max_pixels**0.5)
-        row = measured.get(name)
-        seen = f"{float(row['peak_gb']):.1f} GB on a {row['gpu']}" if row else "not measured yet"
+        seen = _measured(measured[name]) if name in measured else "not measured yet"
         task = f"{side} × {side}, {run.max_new_tokens} tokens"
         share = f"{needed / 1e9:.1f} GB of {CAPACITY[name] / 1e9:.0f}"
         lines.append(f"| `{name}` | {run.model.split('/')[-1]} | {task} | {share} | {seen} |")
+    lines += [f"| {row['case']} | {row['model'].split('/')[-1]} | | | {_measured(row)} |" for row in others]
     return "\n".join(lines)
+
+
+def _measured(row: dict[str, str]) -> str:
+    if row["fits"] != "True":
+        return f"out of memory under {row['cap_gb']} GB on a {row['gpu']}"
+    return f"{float(row['peak_gb']):.1f} GB of tensors ({float(row['predicted_gb']):.1f} predicted) on a {row['gpu']}"
 
 
 def filled(text: str) -> str:

@@ -1,9 +1,11 @@
 """Every family, as a tiny random model: encoding, padding, one CPPO step, the gate, and save → reload → merge."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from bitsandbytes.nn.modules import Linear4bit
 from PIL import Image
 from tiny_families import TYPES, make_family
@@ -16,6 +18,7 @@ from cppo_ref.export import export_merged
 from cppo_ref.policy import LoraOptions, load_policy
 from cppo_ref.rollouts import generate_rollouts
 from cppo_ref.training import cppo_step
+from cppo_ref.updates import loss_terms
 
 QUESTIONS = ["how many red shapes ?", "how many blue shapes plus red shapes ?"]  # prompts of two lengths
 ADAPTED = {  # (vision, language) layers with adapters, counted in the configs by hand: blocks × linear layers of a block
@@ -23,6 +26,7 @@ ADAPTED = {  # (vision, language) layers with adapters, counted in the configs b
     "qwen2_5_vl": (2 * 5, 2 * 7),
     "qwen3_vl": (2 * 4, 2 * 7),
     "idefics3": (2 * 6, 2 * 7),
+    "smolvlm": (2 * 6, 2 * 7),
 }
 
 
@@ -162,11 +166,27 @@ def test_what_saves_memory_changes_no_gradient(folder, rows, monkeypatch, change
         assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
-def test_the_gate_leaves_other_rows_without_perception_tokens(folder, rows, monkeypatch):
-    _, batch = gradients(folder, rows, monkeypatch, config(folder))
+def test_the_gate_is_exact(folder, rows, monkeypatch):
+    """CPL and its gradient against a plain one that scores all views of all rows and multiplies by the gate afterwards."""
+    settings = config(folder, removing_strength=4.0)
+    _, batch = gradients(folder, rows, monkeypatch, settings)
     assert batch.gate.tolist() == [True, False, False] * 2
-    assert batch.selected[[0, 3]].any() and not batch.selected[[1, 2, 4, 5]].any()
-    assert (batch.shift[[1, 2, 4, 5]] == 0).all()
+    policy = load_policy(str(folder), lora=LoraOptions(rank=4))
+    with torch.no_grad():
+        for p in policy.trainable:
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    rollouts, mask = batch.rollouts, batch.rollouts.completion_mask
+    batch = replace(batch, selected=mask & batch.gate[:, None])  # a random model hardly looks: take all its gated tokens
+    cpl_weights = batch.selected / batch.selected.sum()
+    gated = loss_terms(policy, batch, torch.arange(6), mask / mask.sum(), cpl_weights, settings)["cpl"]
+    views = (rollouts.prompts, batch.preserved, batch.removed)
+    logits = [policy.score(view.take(rollouts.prompt_of_row), rollouts.completion_ids, mask).log_softmax(-1) for view in views]
+    kls = [(logits[0].detach().exp() * (logits[0].detach() - view)).sum(dim=-1) for view in logits[1:]]
+    plain = (torch.nn.functional.softplus((kls[0] - kls[1]) / settings.tau) * cpl_weights).sum()
+    assert_close(gated, plain, atol=1e-6, rtol=1e-5)
+    pairs = zip(*(torch.autograd.grad(loss, policy.trainable, allow_unused=True) for loss in (gated, plain)), strict=True)
+    for got, want in pairs:
+        assert_close(got, want, atol=1e-6, rtol=1e-3)
 
 
 def test_save_reload_and_merge(folder, rows, tmp_path):
@@ -183,4 +203,6 @@ def test_save_reload_and_merge(folder, rows, tmp_path):
     report = export_merged(str(folder), str(adapter), tmp_path / "merged", "float16")
     assert "KL to the QLoRA policy" in report  # it measured the merged model and found it close
     merged = load_policy(str(tmp_path / "merged"), quantize="none", lora=None)
+    saved = json.loads((tmp_path / "merged" / "processor_config.json").read_text())
+    assert hasattr(transformers, saved["processor_class"]), "a class that only this package has"
     assert not any("lora" in name for name, _ in merged.model.named_parameters())

@@ -58,14 +58,17 @@ def wide(monkeypatch):
     larger = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8, "head_dim": 32}
     monkeypatch.setattr(tiny_families, "TEXT", tiny_families.TEXT | larger)
     vision = {"depth": 4, "hidden_size": 128, "intermediate_size": 384, "out_hidden_size": 256}
-    table = {"qwen2_5_vl": tiny_families.VISION["qwen2_5_vl"] | vision}
+    table = {kind: tiny_families.VISION[kind] | vision for kind in ("qwen2_5_vl", "qwen3_vl")}
     monkeypatch.setattr(tiny_families, "VISION", tiny_families.VISION | table)
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_the_estimate_is_near_the_tensors_that_a_step_holds(wide, tmp_path, monkeypatch, checkpointing):
-    """One step of full-length completions, phase by phase, every live tensor counted."""
-    folder = make_family("qwen2_5_vl", tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "dtype", "checkpointing"),
+    [("qwen2_5_vl", "float32", False), ("qwen3_vl", "bfloat16", True)],
+)
+def test_the_estimate_is_near_the_tensors_that_a_step_holds(wide, tmp_path, monkeypatch, kind, dtype, checkpointing):
+    """A step of full-length completions, phase by phase, every live tensor counted; README says "within a quarter"."""
+    folder = make_family(kind, tmp_path)
     run = CPPOConfig(
         model=str(folder),
         prompts_per_step=1,
@@ -75,6 +78,7 @@ def test_the_estimate_is_near_the_tensors_that_a_step_holds(wide, tmp_path, monk
         rollout_batch_size=2,
         advantage_gate=False,
         activation_checkpointing=checkpointing,
+        dtype=dtype,
     )
     image = split_rows("test", count=1)[0]["image"].resize((168, 168))
     rows = [{"image": image, "question": "how many ?", "answer": "1"}]
@@ -90,11 +94,11 @@ def test_the_estimate_is_near_the_tensors_that_a_step_holds(wide, tmp_path, monk
     assert batch.rollouts.completion_mask.all()
     size = measure(skeleton(model_config(str(folder)), run), 168 * 168)
     question = batch.rollouts.prompts.inputs["input_ids"].shape[1] - size.image_tokens
-    expected = estimate(size, run, width=4, question_tokens=question)
+    expected = estimate(size, run, width=4 if dtype == "float32" else 2, question_tokens=question)
     peaks = {"load": loaded, **metrics.peak_bytes}
     assert metrics.scalars()["gigabytes/update"] == peaks["update"] / 1e9
     for phase in ("load", "rollouts", "reference", "detection", "update"):
-        assert peaks[phase] == pytest.approx(expected[phase], rel=0.2), phase
+        assert peaks[phase] == pytest.approx(expected[phase], rel=0.25), phase
 
 
 def test_live_tensors_counts_storages_once_and_forgets_them():
@@ -173,7 +177,7 @@ def test_out_of_memory_says_what_to_lower_and_keeps_the_run(tmp_path, monkeypatc
         return cppo_step(policy, optimizer, rows, config, step, **options)
 
     monkeypatch.setattr(training, "cppo_step", full_at_1)
-    with pytest.raises(InputError, match=r"memory ran out in step 1: try --micro_batch_size 1 in place of 64 \(saves about"):
+    with pytest.raises(InputError, match=r"memory ran out in step 1: .*--micro_batch_size 1 in place of 4 \(saves about"):
         train(run, progress=False)
     monkeypatch.undo()
     resumed = train(replace(run, activation_checkpointing=True, micro_batch_size=1), resume=True, progress=False)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch.testing import assert_close
 
 from cppo_ref.config import CPPOConfig
@@ -15,7 +16,7 @@ from cppo_ref.perception import entropy_shift, select_perception_tokens, token_e
 from cppo_ref.policy import LoraOptions, load_policy
 from cppo_ref.rewards import reward
 from cppo_ref.rollouts import generate_rollouts
-from cppo_ref.training import cppo_step, encode_views, with_perception_tokens, with_reference
+from cppo_ref.training import accelerator_for, cppo_step, encode_views, with_perception_tokens, with_reference
 from cppo_ref.updates import Batch, NonFiniteError, loss_terms, stream_seed, update
 
 CONFIG = CPPOConfig(prompts_per_step=3, group_size=4, cpl_weight=0.5)
@@ -207,3 +208,9 @@ def test_language_only_adapters_leave_the_vision_tower_alone():
     names = [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]
     assert names
     assert all("language_model" in name for name in names)
+
+
+def test_an_accelerator_of_another_precision_can_follow(policy):
+    AcceleratorState._reset_state()
+    Accelerator(cpu=True, mixed_precision="bf16")
+    assert accelerator_for(policy).mixed_precision == "no"

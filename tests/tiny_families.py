@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Idefics3Pro
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from cppo_ref.datasets import data_folder
 
@@ -26,7 +27,8 @@ VISION = {
     "idefics3": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     | {"image_size": 64, "patch_size": 16},
 }
-TYPES = ["llava", "qwen2_5_vl", "qwen3_vl", "idefics3"]
+VISION["smolvlm"] = VISION["idefics3"]
+TYPES = ["llava", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm"]
 
 
 def make_family(model_type: str, folder: Path) -> Path:
@@ -62,13 +64,14 @@ def random_model(fields: dict[str, Any], folder: Path, *, dtype: torch.dtype = t
         special = {"image_token_id": token("<image>"), "scale_factor": fields.get("scale_factor", 2)}
         text |= {"model_type": "llama"}
         side = {"longest_edge": vision["image_size"]}
-        images = Idefics3ImageProcessorPil(size=side, max_image_size=side)
+        kind = SmolVLMImageProcessorPil if model_type == "smolvlm" else Idefics3ImageProcessorPil
+        images = kind(size=side, max_image_size=side)
     config = CONFIG_MAPPING[model_type](text_config=text, vision_config=vision, tie_word_embeddings=True, **special)
     model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     images.save_pretrained(folder)
-    if not qwen:  # no video part: the stock processor is found by its own config
+    if model_type == "idefics3":  # no video part: the stock processor is found by its own config
         tokens = (vision["image_size"] // vision["patch_size"] // special["scale_factor"]) ** 2
         template = tokenizer.chat_template
         Idefics3Processor(images, tokenizer, image_seq_len=tokens, chat_template=template).save_pretrained(folder)

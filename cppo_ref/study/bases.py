@@ -1,6 +1,6 @@
 """The base models of the study: the committed tiny VLM, and three that differ from it by one habit each.
 
-`python -m cppo_ref study --make-base robust` pretrains one, on one thread in a quarter of an hour, into build/study/bases; a
+`python -m cppo_ref study --make-base robust` pretrains one, on one thread in a quarter of an hour, into data/study-bases; a
 command that was stopped starts over. A base's digest is part of every row's config hash, so rows of two bases never mix.
 """
 
@@ -17,7 +17,7 @@ from cppo_ref.config import InputError
 from cppo_ref.datasets import data_folder
 from cppo_ref.pretraining import PretrainOptions, pretrain
 
-BASES_FOLDER = Path("build/study/bases")
+BASES_FOLDER = data_folder() / "study-bases"  # committed: a run is repeated from the same weights
 
 
 @dataclass(frozen=True)
