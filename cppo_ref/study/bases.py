@@ -17,7 +17,7 @@ from cppo_ref.config import InputError
 from cppo_ref.datasets import data_folder
 from cppo_ref.pretraining import PretrainOptions, pretrain
 
-BASES_FOLDER = data_folder() / "study-bases"  # committed: a run is repeated from the same weights
+BASES_FOLDER = Path("data/study-bases")  # committed: a run is repeated from the same weights
 
 
 @dataclass(frozen=True)
