@@ -85,7 +85,7 @@ class CPPOConfig:
     num_minibatches: int = setting(1, "optimizer updates per rollout batch and epoch; > 1 is off-policy (paper: 8)")
     num_epochs: int = setting(1, "passes over a rollout batch; > 1 is off-policy (paper: 1)")
     micro_batch_size: int = setting(64, "rows per forward; changes memory, never the gradient")
-    activation_checkpointing: bool = setting(False, "recompute activations in the backward: less memory, a third slower")
+    activation_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
 
     # the run folder
     output: str = setting("runs/cppo", "run folder")

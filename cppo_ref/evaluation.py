@@ -205,9 +205,8 @@ def completion_shift(
         hidden = policy.hidden_states(prompts.take(rollouts.prompt_of_row), ids, mask)
         return over_tokens(lambda h: token_entropy(policy.logits(h)), mask, hidden, vocabulary=policy.vocabulary)
 
-    entropy = entropies(rollouts.prompts)
     removed_entropy = entropies(policy.encode(views, [row["question"] for row in rollouts.rows]))
-    return entropy_shift(entropy, removed_entropy, rollouts.completion_mask), removed_entropy
+    return entropy_shift(entropies(rollouts.prompts), removed_entropy, mask), removed_entropy
 
 
 def split_rows(split: str, level: str = "easy", count: int | None = None) -> list[dict[str, Any]]:

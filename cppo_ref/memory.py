@@ -19,7 +19,7 @@ from cppo_ref.quantization import Skeleton, skeleton
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, an 8-bit scale per 64 weights, a float32 per 256 scales
 QUESTION_TOKENS = 128  # assumed length of question, template and instruction, beside the image's tokens
 MAX_PIXELS = 448 * 448  # assumed where a run sets no max_pixels
-CONTEXT = 500e6  # bytes that a process takes on a GPU before its first tensor
+CONTEXT = 500e6  # bytes assumed for what CUDA takes before the first tensor
 GIGABYTE = 1e9
 
 

@@ -15,14 +15,14 @@ from jaxtyping import Bool, Float, Int
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.devices import choose_device, choose_dtype
 from cppo_ref.families import FAMILIES, Family, Scope
 from cppo_ref.processors import load_processor
 from cppo_ref.prompts import Prompts, encode_prompts
-from cppo_ref.quantization import check_4bit, model_path, nf4_config
+from cppo_ref.quantization import check_4bit, model_path, nf4_config, read_config
 
 
 @dataclass(frozen=True)
@@ -188,13 +188,11 @@ def load_policy(
     place = choose_device(device)
     compute = choose_dtype(dtype, place)
     path = model_path(name_or_path)
+    config = read_config(name_or_path)
     try:
-        config = AutoConfig.from_pretrained(path)
-        processor = load_processor(path, config) if config.model_type in FAMILIES else None
+        processor = load_processor(path, config)
     except (OSError, ValueError) as error:
-        raise InputError(f'model {name_or_path!r} not found: give "tiny", a model folder or a Hub name') from error
-    if config.model_type not in FAMILIES:
-        raise InputError(f"model type {config.model_type!r} is not supported, expected one of {', '.join(FAMILIES)}")
+        raise InputError(f"model {name_or_path!r} has no tokenizer or image processor: give a whole model") from error
     family = FAMILIES[config.model_type]
     nf4 = nf4_config(family, compute) if quantize == "nf4" else None
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=compute, device_map={"": place}, quantization_config=nf4)

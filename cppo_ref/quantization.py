@@ -45,14 +45,21 @@ def model_config(name_or_path: str) -> Any:
     Raises:
         InputError: no such model, or its family is not in the table.
     """
-    path = model_path(name_or_path)
-    known = ARCHITECTURES / f"{path.split('/')[-1].removesuffix('-Instruct')}.json"
+    known = ARCHITECTURES / f"{name_or_path.split('/')[-1].removesuffix('-Instruct')}.json"
+    if not known.is_file() or Path(name_or_path).is_dir():
+        return read_config(name_or_path)
+    fields = json.loads(known.read_text())
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def read_config(name_or_path: str) -> Any:
+    """The transformers config of a model whose weights can be loaded: "tiny", a folder or a Hub name.
+
+    Raises:
+        InputError: no such model, or its family is not in the table.
+    """
     try:
-        if known.is_file() and not Path(path).is_dir():
-            fields = json.loads(known.read_text())
-            config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        else:
-            config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(model_path(name_or_path))
     except (OSError, ValueError) as error:
         raise InputError(f'model {name_or_path!r} not found: give "tiny", a model folder or a Hub name') from error
     if config.model_type not in FAMILIES:

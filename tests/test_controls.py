@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from policies import nudge
 from torch.testing import assert_close
 
 from cppo_ref.config import CPPOConfig, InputError
@@ -31,11 +32,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def policy():
-    policy = load_policy("tiny")
-    generator = torch.Generator().manual_seed(1)
-    for parameter in policy.trainable:
-        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
-    return policy
+    return nudge(load_policy("tiny"))
 
 
 def step_with(policy, rows, **changes):

@@ -8,6 +8,7 @@ import torch
 import transformers
 from bitsandbytes.nn.modules import Linear4bit
 from PIL import Image
+from policies import nudge
 from tiny_families import TYPES, make_family
 from torch.testing import assert_close
 
@@ -142,10 +143,7 @@ def test_a_step_trains_vision_and_language(folder, rows):
 
 def gradients(folder, rows, monkeypatch, settings):
     """Gradients of one step whose rewards are 1 for the first completion of each prompt and 0 for the others."""
-    policy = load_policy(str(folder), lora=LoraOptions(rank=4))
-    with torch.no_grad():
-        for p in policy.trainable:
-            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    policy = nudge(load_policy(str(folder), lora=LoraOptions(rank=4)))
     paid = iter([1.0, 0.0, 0.0] * 2)
     monkeypatch.setattr("cppo_ref.training.reward", lambda text, answer: next(paid))
     _, batch = cppo_step(policy, torch.optim.SGD(policy.trainable, lr=0.0), rows, settings, 0)
@@ -161,9 +159,10 @@ def test_what_saves_memory_changes_no_gradient(folder, rows, monkeypatch, change
     settings = config(folder, cpl_weight=0.5, max_grad_norm=1e9)
     plain, _ = gradients(folder, rows, monkeypatch, settings)
     lean, _ = gradients(folder, rows, monkeypatch, replace(settings, **changes))
-    assert any(g.abs().max() > 0 for g in plain)
-    for a, b in zip(plain, lean, strict=True):
-        assert_close(a, b, atol=1e-6, rtol=1e-4)
+    largest = max(g.abs().max().item() for g in plain)
+    assert largest > 0
+    for a, b in zip(plain, lean, strict=True):  # float32 sums in another order, whose parts may cancel
+        assert_close(a, b, atol=1e-5 * largest, rtol=1e-4)
 
 
 def test_the_gate_is_exact(folder, rows, monkeypatch):
@@ -171,10 +170,7 @@ def test_the_gate_is_exact(folder, rows, monkeypatch):
     settings = config(folder, removing_strength=4.0)
     _, batch = gradients(folder, rows, monkeypatch, settings)
     assert batch.gate.tolist() == [True, False, False] * 2
-    policy = load_policy(str(folder), lora=LoraOptions(rank=4))
-    with torch.no_grad():
-        for p in policy.trainable:
-            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    policy = nudge(load_policy(str(folder), lora=LoraOptions(rank=4)))
     rollouts, mask = batch.rollouts, batch.rollouts.completion_mask
     batch = replace(batch, selected=mask & batch.gate[:, None])  # a random model hardly looks: take all its gated tokens
     cpl_weights = batch.selected / batch.selected.sum()
@@ -190,10 +186,7 @@ def test_the_gate_is_exact(folder, rows, monkeypatch):
 
 
 def test_save_reload_and_merge(folder, rows, tmp_path):
-    policy = load_policy(str(folder), lora=LoraOptions(rank=4))
-    with torch.no_grad():
-        for p in policy.trainable:
-            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    policy = nudge(load_policy(str(folder), lora=LoraOptions(rank=4)))
     rollouts = roll(policy, rows, group_size=2)
     args = rollouts.prompts.take(rollouts.prompt_of_row), rollouts.completion_ids, rollouts.completion_mask
     adapter = save_adapter(tmp_path / "adapter", policy)

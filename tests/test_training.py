@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from policies import nudge
 from torch.testing import assert_close
 
 from cppo_ref.config import CPPOConfig
@@ -30,11 +31,7 @@ def rows():
 @pytest.fixture
 def policy():
     """The tiny policy in NF4, its adapters nudged off zero so that it differs from the reference."""
-    policy = load_policy("tiny")
-    generator = torch.Generator().manual_seed(1)
-    for parameter in policy.trainable:
-        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
-    return policy
+    return nudge(load_policy("tiny"))
 
 
 def make_batch(policy, rows, config=CONFIG):
