@@ -9,6 +9,8 @@ export OMP_NUM_THREADS ?= 2
 
 .PHONY: demo test lab lint notebooks exercises e2e clean
 
+# a file per process and one thread each: processes that share cores and take two threads wait for each other
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 # numbers and asserts are checked, pictures are not; CPPO_FAST shortens training; stubs of exercises are left out
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/notebooks/sanitize.cfg
 NBCONVERT := $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False
@@ -18,8 +20,8 @@ demo: $(VENV)/.base  ## train the tiny VLM with CPPO on the CPU (METHOD=grpo for
 	HF_HUB_OFFLINE=1 $(RUN) -m cppo_ref demo --method $(METHOD)
 
 test: $(VENV)/.dev lint  ## everything that CI runs
-	$(RUN) -m pytest
-	CPPO_FAST=1 HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(RUN) -m pytest $(NBVAL) notebooks/
+	$(PYTEST)
+	CPPO_FAST=1 TQDM_DISABLE=1 $(PYTEST) $(NBVAL) notebooks/
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
