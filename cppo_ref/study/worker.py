@@ -69,11 +69,12 @@ def train_arm(policy: Policy, run: Run, config: CPPOConfig) -> list[dict[str, An
     for step in range(run.trained_steps):
         optimizer.param_groups[0]["lr"] = config.learning_rate_at(step)
         before, batch_rows = snapshot(policy), step_rows(rows, config.prompts_per_step, step, config.seed)
+        start = time.process_time()  # of this one thread: other work on the machine does not count
         try:
             metrics, batch = cppo_step(policy, optimizer, batch_rows, config, step, accelerator=accelerator)
         except NonFiniteError:
             break
-        seconds += sum(metrics.seconds.values())
+        seconds += time.process_time() - start
         probed = {}
         if (step + 1) % run.probe_every == 0 or step + 1 == run.trained_steps:
             with parameters_at(policy, before):
