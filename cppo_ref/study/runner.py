@@ -21,6 +21,7 @@ from cppo_ref.study.bases import BASES, base_digest, base_named, make_base
 from cppo_ref.study.plan import Run, plan, seeds_in
 
 SECONDS_PER_RUN = 120.0  # of a run of 80 steps, until there are measured ones
+UNTRAINED = 25  # an evaluation takes about as long as that many steps
 # On another machine (other versions or instruction set) samples differ in their last bits and then in their words: shares may
 # differ by four standard errors of 300 images × 8 completions.
 TOLERANCE = 0.05
@@ -73,13 +74,14 @@ def run_study(options: StudyOptions) -> None:
 
 
 def estimate(runs: Sequence[Run], rows: store.Table) -> list[float]:
-    """Seconds of each run: the mean of its arm's measured rows; of all rows, per step, for an arm without any."""
+    """Seconds of each run: the mean of its arm's measured rows; of all trained rows, per step, for an arm without any."""
     per_arm: dict[str, list[float]] = {}
     for row in rows:
-        per_arm.setdefault(row["arm"], []).append(float(row["wall_seconds"]) / max(int(row["steps"]), 1))
+        if int(row["steps"]):
+            per_arm.setdefault(row["arm"], []).append(float(row["wall_seconds"]) / int(row["steps"]))
     everything = [seconds for values in per_arm.values() for seconds in values]
     default = statistics.mean(everything) if everything else SECONDS_PER_RUN / STEPS
-    return [statistics.mean(per_arm.get(run.arm, [default])) * max(run.trained_steps, 1) for run in runs]
+    return [statistics.mean(per_arm.get(run.arm, [default])) * (run.trained_steps or UNTRAINED) for run in runs]
 
 
 def run_all(missing: Sequence[Run], out: Path, workers: int) -> None:

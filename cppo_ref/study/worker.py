@@ -110,12 +110,17 @@ def detector_rows(policy: Policy, rows: Examples, run: Run) -> list[dict[str, An
 
 
 def provenance(run: Run) -> dict[str, str]:
-    """What made a row: the hash of its settings, the commit, and the versions that decide its bits."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    git = subprocess.run(command, capture_output=True, text=True, check=False)
+    """What made a row: the hash of its settings, the commit of the package, and the versions that decide its bits."""
+    commit = _git("describe", "--always").strip() + ("-dirty" if _git("status", "--porcelain", "--", ".") else "")
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}"
     machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {"config_hash": run.config_hash, "commit": git.stdout.strip(), "versions": f"{versions}, {machine}"}
+    return {"config_hash": run.config_hash, "commit": commit, "versions": f"{versions}, {machine}"}
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the package's folder; "" where there is no git."""
+    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def main(argument: str) -> None:
