@@ -40,8 +40,18 @@ class Difference:
     p: float  # two-sided sign-flip test
     seeds: int
 
+    @property
+    def interval(self) -> str:
+        """The value with its 95 % interval, as text."""
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+    @property
+    def equal(self) -> bool:
+        """Whether the whole interval is inside ±MARGIN: the arms do not differ by more than matters."""
+        return self.low > -MARGIN and self.high < MARGIN
+
     def __str__(self) -> str:
-        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}], n = {self.seeds} seeds"
+        return f"{self.interval}, n = {self.seeds} seeds"
 
 
 def paired(rows: Sequence[dict[str, Any]], base: str, arm: str, other: str, metric: str) -> np.ndarray:
@@ -108,9 +118,9 @@ def primary_family(rows: Sequence[dict[str, Any]]) -> list[tuple[Difference, flo
     return [(one, p, verdict(one, p)) for one, p in zip(found, adjusted, strict=True)]
 
 
-def verdict(found: Difference, adjusted_p: float, margin: float = MARGIN) -> str:
-    """ "equal": the interval is inside ±margin; "helps" or "hurts": it is on one side of 0 and p < 0.05; else "undecided"."""
-    if -margin < found.low and found.high < margin:
+def verdict(found: Difference, adjusted_p: float) -> str:
+    """ "equal": the interval is inside ±MARGIN; "helps" or "hurts": it is on one side of 0 and p < 0.05; else "undecided"."""
+    if found.equal:
         return "equal"
     if adjusted_p < ALPHA and found.low > 0:
         return "helps"

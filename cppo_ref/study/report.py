@@ -1,0 +1,177 @@
+"""The study's results as Markdown, computed from the committed tables and from nothing else."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from cppo_ref.config import InputError
+from cppo_ref.study.analysis import (
+    ALPHA,
+    PRIMARY_BASES,
+    PRIMARY_METRIC,
+    PRIMARY_PAIRS,
+    Difference,
+    bootstrap_interval,
+    difference,
+    minimal_effect,
+    paired,
+    primary_family,
+    verdict,
+)
+from cppo_ref.study.arms import MAIN
+from cppo_ref.study.bases import BASES
+from cppo_ref.study.hypotheses import Rows, outcomes, per_seed
+from cppo_ref.study.plan import VALIDATION_SEEDS
+
+Value = TypeVar("Value")
+PILOT_SEEDS = (0, 1, 2)  # looked at before the protocol was written
+SHOWN = {
+    "avg_at_8": "plain avg@8",
+    "shift_avg_at_8": "shifted avg@8",
+    "perception": "perception",
+    "shift_perception": "shifted perception",
+    "reasoning": "reasoning",
+    "blank": "blank",
+    "consistency": "consistency",
+    "sensitivity": "sensitivity (nats)",
+    "detector_auroc": "AUROC",
+    "seconds": "training (s)",
+}
+COMPARED = ("avg_at_8", "shift_avg_at_8", "perception", "shift_perception", "blank", "consistency", "sensitivity")
+
+
+def final_rows(rows: Rows) -> Rows:
+    """The trained arms on test images: the rows that the primary and secondary results are computed from."""
+    return [row for row in rows if int(row["seed"]) < VALIDATION_SEEDS and row["arm"] != "untrained"]
+
+
+def seeds_of(rows: Rows, base: str, arm: str) -> list[int]:
+    """The seeds that an arm has on a base, ascending."""
+    return sorted(int(row["seed"]) for row in rows if (row["base"], row["arm"]) == (base, arm))
+
+
+def complete(rows: Rows, seeds: Sequence[int] = range(10)) -> bool:
+    """Whether the primary family can be tested: every arm and base of it has exactly the seeds of the protocol."""
+    arms = {arm for pair in PRIMARY_PAIRS for arm in pair}
+    return all(seeds_of(rows, base, arm) == list(seeds) for base in PRIMARY_BASES for arm in arms)
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *lines])
+
+
+def coverage_table(rows: Rows) -> str:
+    """How many seeds each arm has on each base: what was run, and what was not."""
+    counted = {arm.name: [len(seeds_of(rows, base, arm.name)) for base in BASES] for arm in MAIN}
+    lines = [[f"`{arm}`", *(str(count) if count else "not run" for count in counts)] for arm, counts in counted.items()]
+    return table(["arm, seeds on", *BASES], lines)
+
+
+def primary_table(rows: Rows) -> str:
+    """The pre-registered comparisons with their verdicts; a sentence instead while runs are missing."""
+    if not complete(rows):
+        return "The primary family is not complete: nothing is tested before all of its runs are there."
+    later = [row for row in rows if int(row["seed"]) not in PILOT_SEEDS]
+    lines = []
+    for found, p, word in primary_family(rows):
+        again = difference(later, found.base, found.arm, found.other)
+        lines.append([found.base, f"{found.arm} − {found.other}", found.interval, f"{p:.3f}", f"**{word}**", again.interval])
+    header = ["base", "comparison", "difference in avg@8 on shifted images", "p (Holm)", "verdict", "without seeds 0–2"]
+    return table(header, lines)
+
+
+def levels_table(rows: Rows, base: str) -> str:
+    """Means over seeds of what was measured at the end of training: one line per arm that was run on the base."""
+    lines = []
+    for arm in [arm.name for arm in MAIN if seeds_of(rows, base, arm.name)]:
+        chosen = [row for row in rows if (row["base"], row["arm"]) == (base, arm)]
+        lines.append([f"`{arm}`", str(len(chosen)), *(_mean(chosen, metric) for metric in SHOWN)])
+    return table(["arm", "seeds", *SHOWN.values()], lines)
+
+
+def _mean(rows: Rows, metric: str) -> str:
+    values = [float(row[metric]) for row in rows if row[metric] != ""]
+    return (f"{np.mean(values):.0f}" if metric == "seconds" else f"{np.mean(values):.3f}") if values else "–"
+
+
+def differences_table(rows: Rows, base: str, other: str = "grpo", metrics: Sequence[str] = COMPARED) -> str:
+    """Every arm minus `other` on a base, with unadjusted 95 % intervals."""
+    lines = []
+    for arm in [arm.name for arm in MAIN if arm.name != other and seeds_of(rows, base, arm.name)]:
+        found = [difference(rows, base, arm, other, metric) for metric in metrics]
+        lines.append([f"`{arm}`", str(found[0].seeds), *(one.interval for one in found)])
+    return table([f"arm − `{other}`", "seeds", *(SHOWN[metric] for metric in metrics)], lines)
+
+
+def missed_table(rows: Rows) -> str:
+    """What these seeds could have missed: the effect found with power 0.8 at Holm's strictest level, at the observed spread."""
+    alpha = ALPHA / len(PRIMARY_BASES) / len(PRIMARY_PAIRS)
+    lines = []
+    for base in PRIMARY_BASES:
+        for arm, other in PRIMARY_PAIRS:
+            gaps = paired(rows, base, arm, other, PRIMARY_METRIC)
+            spread = float(gaps.std(ddof=1))
+            lines.append([base, f"{arm} − {other}", f"{spread:.3f}", f"{minimal_effect(spread, len(gaps), alpha):.3f}"])
+    return table(["base", "comparison", "standard deviation over seeds", "found with power 0.8 if at least"], lines)
+
+
+def hypotheses_table(rows: Rows, curves: Rows) -> str:
+    """H1–H8: outcome and evidence."""
+    lines = [[found.name, found.claim, f"**{found.verdict}**", found.evidence] for found in outcomes(rows, curves)]
+    return table(["", "hypothesis", "outcome", "evidence (avg@8 on shifted images unless it says otherwise)"], lines)
+
+
+def alignment_table(curves: Rows, bases: Sequence[str] = tuple(BASES)) -> str:
+    """Cosine of ∇(λ·CPL) and ∇GRPO and the ratio of their norms, per base and arm: means over a run, then over seeds."""
+    lines = []
+    for base in bases:
+        for arm in (arm.name for arm in MAIN):
+            cosine, ratio = (
+                _try(lambda b=base, a=arm, m=metric: per_seed(curves, b, a, m))
+                for metric in ("gradient_cosine", "gradient_ratio")
+            )
+            if cosine is not None and ratio is not None:
+                lines.append([base, f"`{arm}`", _seed_mean(cosine, "+.3f"), _seed_mean(ratio, ".3f")])
+    return table(["base", "arm", "cosine [95 % over seeds]", "norm ratio CPL / GRPO [95 % over seeds]"], lines)
+
+
+def _seed_mean(values: np.ndarray, form: str) -> str:
+    low, high = bootstrap_interval(values)
+    return f"{values.mean():{form}} [{low:{form}}, {high:{form}}]"
+
+
+def detector_table(rows: Rows, metric: str = "auroc_absolute") -> str:
+    """AUROC of ΔH before any training: a line per removing view, a column per base; mean over seeds."""
+    views = list(dict.fromkeys((row["view"], row["strength"]) for row in rows))
+    lines = []
+    for view, strength in views:
+        cells = [
+            [float(r[metric]) for r in rows if (r["base"], r["view"], r["strength"]) == (b, view, strength)] for b in BASES
+        ]
+        lines.append([f"{view} ×{strength}", *(f"{np.mean(cell):.3f}" if cell else "–" for cell in cells)])
+    return table(["removing view × strength", *BASES], lines)
+
+
+def regimes(rows: Rows, pairs: Sequence[tuple[str, str]] = PRIMARY_PAIRS) -> dict[tuple[str, str], tuple[Difference, str]]:
+    """The cells of the regime map: (comparison, base and images) -> (difference, verdict by the interval alone).
+
+    Exploratory: unadjusted, "helps" or "hurts" where the interval excludes 0 and is not inside ±0.02.
+    """
+    cells = {}
+    for arm, other in pairs:
+        for base in BASES:
+            for metric, images in (("avg_at_8", "plain"), (PRIMARY_METRIC, "shifted")):
+                found = _try(lambda a=arm, o=other, b=base, m=metric: difference(rows, b, a, o, m))
+                if found:
+                    cells[f"{arm} − {other}", f"{base}\n{images}"] = found, verdict(found, 0.0)
+    return cells
+
+
+def _try(make: Callable[[], Value]) -> Value | None:
+    """What it makes; None where the runs for it are missing."""
+    try:
+        return make()
+    except InputError:
+        return None
