@@ -3,10 +3,11 @@
 The evaluation is made by: python -m cppo_ref evaluate --model data/tiny-vlm --output data/tiny-vlm/evaluation.json
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
+
+from blocks import write_or_check
 
 FOLDER = Path(__file__).parent.parent / "data" / "tiny-vlm"
 # ruff: noqa: E501 (the card is prose)
@@ -76,15 +77,5 @@ def card() -> str:
 SHARES = {"hard": "hard_share", "guess": "guess_rate"}
 
 
-def main() -> int:
-    """Write or check."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    if parser.parse_args().check:
-        return int(card() != (FOLDER / "README.md").read_text())
-    (FOLDER / "README.md").write_text(card())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check({FOLDER / "README.md": card()}, __doc__))

@@ -1,15 +1,14 @@
 """Write README's tables from the committed results; with --check, exit with status 1 if they are not up to date."""
 
-import argparse
 import csv
 import json
-import re
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from blocks import filled, write_or_check
 from scipy import stats
 
 from cppo_ref.config import CPPOConfig
@@ -98,26 +97,7 @@ def _measured(row: dict[str, str]) -> str:
     return f"{float(row['peak_gb']):.1f} GB of tensors ({float(row['predicted_gb']):.1f} predicted) on a {row['gpu']}"
 
 
-def filled(text: str) -> str:
-    """README with every marked block written anew."""
-    blocks = {"demo output": demo_output, "seeds table": seeds_table, "detector": detector, "memory": memory, "times": times}
-    for name, block in blocks.items():
-        pattern = rf"(<!-- {name}: scripts/readme_tables.py -->\n).*?(<!-- end -->)"
-        content = block()
-        text = re.sub(pattern, lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
-    return text
-
-
-def main() -> int:
-    """Write or check."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    wanted = filled(README.read_text())
-    if parser.parse_args().check:
-        return int(wanted != README.read_text())
-    README.write_text(wanted)
-    return 0
-
+BLOCKS = {"demo output": demo_output, "seeds table": seeds_table, "detector": detector, "memory": memory, "times": times}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check({README: filled(README.read_text(), "scripts/readme_tables.py", BLOCKS)}, __doc__))

@@ -4,6 +4,7 @@ Each rule returns an outcome and its evidence. "supported": all of the predictio
 refutation holds; "undecided": neither; "not run": rows are missing. "above x" means that the whole interval is above x.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,11 @@ import numpy as np
 from cppo_ref.config import InputError
 from cppo_ref.shapes import LEVELS
 from cppo_ref.study.analysis import MARGIN, Difference, bootstrap_interval, difference, primary_family
+from cppo_ref.study.arms import MAIN
 from cppo_ref.study.plan import VALIDATION_SEEDS
 
 Rows = Sequence[dict[str, Any]]
+SEEDS = 10  # of each arm, by the protocol
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,12 @@ def works_against_a_shortcut(rows: Rows, curves: Rows) -> tuple[str, str]:
 def where_it_hurts_it_fights(rows: Rows, curves: Rows) -> tuple[str, str]:
     """H8: arms below GRPO on plain images have a negative gradient cosine or a gradient ratio above 1."""
     below, fighting = [], []
-    for arm in sorted({row["arm"] for row in rows if row["base"] == "tiny"} - {"grpo"}):
-        if "=" in arm or arm.startswith("grpo") or arm == "untrained":
-            continue
+    both = [arm for arm in MAIN if arm.changes.get("cpl_weight") != 0 and arm.changes.get("policy_weight") != 0]
+    arms = [arm.name for arm in both]  # those that have two gradients
+    measured = [arm for arm in arms if any((row["base"], row["arm"]) == ("tiny", arm) for row in rows)]
+    if not measured:
+        raise InputError("no arm with CPL was run on base tiny: run them first")
+    for arm in measured:
         found = difference(rows, "tiny", arm, "grpo", "avg_at_8")
         if found.high >= 0:
             continue
@@ -145,13 +151,18 @@ HYPOTHESES: dict[str, tuple[str, Callable[[Rows, Rows], tuple[str, str]]]] = {
 
 
 def outcomes(rows: Rows, curves: Rows) -> list[Outcome]:
-    """What became of each hypothesis; "not run" where rows are missing. Test seeds and validation seeds are never mixed."""
+    """What became of each hypothesis; "not run" where an arm has fewer than 10 seeds (H3: none).
+
+    Test seeds and validation seeds are never mixed.
+    """
     final = [row for row in rows if int(row["seed"]) < VALIDATION_SEEDS]
+    counts = Counter((row["base"], row["arm"]) for row in final)
+    final = [row for row in final if counts[row["base"], row["arm"]] >= SEEDS]
     found = []
     for name, (claim, rule) in HYPOTHESES.items():
         try:
             verdict, evidence = rule(rows if name == "H3" else final, curves)
-        except InputError as error:
-            verdict, evidence = "not run", str(error)
+        except InputError:
+            verdict, evidence = "not run", "–"
         found.append(Outcome(name, claim, verdict, evidence))
     return found

@@ -1,0 +1,248 @@
+"""The hypotheses' rules on made-up rows whose outcome is plain, the results page's tables, and the failure gallery."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from policies import nudge
+
+from cppo_ref.config import CPPOConfig
+from cppo_ref.policy import load_policy
+from cppo_ref.study.gallery import Token, cases, cell_change, look, observe, show_case, summary
+from cppo_ref.study.hypotheses import outcomes
+from cppo_ref.study.report import (
+    alignment_table,
+    complete,
+    coverage_table,
+    detector_table,
+    differences_table,
+    final_rows,
+    levels_table,
+    missed_table,
+    primary_table,
+    regimes,
+)
+from cppo_ref.study.store import METRICS
+
+NOISE = [0.001 * (-1) ** seed for seed in range(10)]  # paired differences of ±0.002 around what is asked for
+
+
+def rows_of(base, arm, shift=0.6, seeds=range(10), **metrics):
+    """One row per seed, as text, as they are read from study.csv; `shift` is avg@8 on shifted images."""
+    swing = 1 if arm == "cppo" else -1
+    return [
+        {name: "0.5" for name in METRICS}
+        | {"base": base, "arm": arm, "seed": str(seed), "seconds": "60", "level": "easy"}
+        | {"shift_avg_at_8": str(shift + swing * NOISE[seed % 10])}
+        | {name: str(value + swing * NOISE[seed % 10]) for name, value in metrics.items()}
+        for seed in seeds
+    ]
+
+
+def curve_of(arm, cosine, ratio, seeds=range(10)):
+    empty = {"gradient_cosine": None, "gradient_ratio": None}
+    values = {"gradient_cosine": cosine, "gradient_ratio": ratio}
+    key = {"base": "tiny", "arm": arm}
+    return [key | {"seed": seed} | (values if step else empty) for seed in seeds for step in (0, 10)]
+
+
+def judged(name, rows, curves=()):
+    return next(found for found in outcomes(rows, curves) if found.name == name)
+
+
+def test_nothing_is_judged_without_rows():
+    assert {found.verdict for found in outcomes([], [])} == {"not run"}
+    few = [*rows_of("tiny", "cppo", 0.7, range(9)), *rows_of("tiny", "grpo", 0.6, range(9))]
+    assert judged("H6", few).verdict == "not run"  # nine seeds are not ten
+
+
+@pytest.mark.parametrize(
+    ("pull", "push", "verdict"),
+    [(0.66, 0.60, "supported"), (0.64, 0.60, "refuted"), (0.66, 0.63, "refuted"), (0.66, 0.619, "undecided")],
+)
+def test_h1(pull, push, verdict):
+    gain = [*rows_of("tiny", "grpo", 0.6), *rows_of("tiny", "cppo", 0.7)]
+    found = judged("H1", [*gain, *rows_of("tiny", "pull", pull), *rows_of("tiny", "push", push, range(9)), *tail(push)])
+    assert found.verdict == verdict
+    assert "CPPO − GRPO +0.100" in found.evidence
+
+
+def tail(push):
+    """A tenth seed of `push` that stretches its interval across 0.02 when the others are on it."""
+    (row,) = rows_of("tiny", "push", push, [9])
+    return [row | {"shift_avg_at_8": str(float(row["shift_avg_at_8"]) + (0.02 if push == 0.619 else 0))}]
+
+
+@pytest.mark.parametrize(
+    ("language", "vision", "verdict"), [(0.6, 0.65, "supported"), (0.65, 0.65, "refuted"), (0.6, 0.6, "undecided")]
+)
+def test_h2(language, vision, verdict):
+    rows = [row for scope in ("language", "vision") for row in rows_of("tiny", f"grpo_{scope}", 0.6)]
+    values = {"language": language, "vision": vision}
+    for scope, value in values.items():
+        rows += rows_of("tiny", f"cppo_{scope}", value)
+        rows[-1] = rows[-1] | {"shift_avg_at_8": str(value - 0.01)}  # some spread
+    assert judged("H2", rows).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("gains", "ratios", "verdict"),
+    [
+        ((0.08, 0.06, 0.03, 0.01), (0.4, 0.3, 0.2, 0.1), "supported"),
+        ((0.08, 0.06, 0.09, 0.01), (0.4, 0.3, 0.2, 0.1), "refuted"),
+        ((0.08, 0.06, 0.03, 0.01), (0.4, 0.3, 0.5, 0.1), "refuted"),
+        ((0.08, 0.09, 0.03, 0.01), (0.4, 0.3, 0.2, 0.1), "undecided"),
+    ],
+)
+def test_h3_uses_validation_seeds_only(gains, ratios, verdict):
+    arms = ["cppo", "cppo-removing_strength=2.0", "cppo-removing_strength=4.0", "cppo-removing=blank"]
+    late = range(100, 105)
+    rows = [*rows_of("tiny", "grpo", 0.6, late), *rows_of("tiny", "cppo", 0.1), *rows_of("tiny", "grpo", 0.9)]
+    curves = curve_of("cppo", 0.0, 99.0)
+    for arm, gain, ratio in zip(arms, gains, ratios, strict=True):
+        rows += rows_of("tiny", arm, 0.6 + gain, late)
+        curves += curve_of(arm, 0.0, ratio, late)
+    assert judged("H3", rows, curves).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("random", "all_tokens", "verdict"), [(0.7, 0.7, "supported"), (0.65, 0.7, "refuted"), (0.7, 0.75, "undecided")]
+)
+def test_h4(random, all_tokens, verdict):
+    values = {"cppo": 0.7, "random_tokens": random, "all_tokens": all_tokens, "true_tokens": 0.7}
+    assert judged("H4", [row for arm, value in values.items() for row in rows_of("tiny", arm, value)]).verdict == verdict
+
+
+def family(robust):
+    values = {"tiny": 0.7, "robust": robust, "hallucinating": 0.5}
+    rows = [row for base, value in values.items() for row in rows_of(base, "cppo", value)]
+    return rows + [row for base in values for arm in ("grpo", "grpo_augmented") for row in rows_of(base, arm, 0.6)]
+
+
+@pytest.mark.parametrize(("robust", "verdict"), [(0.6, "supported"), (0.65, "refuted"), (0.55, "undecided")])
+def test_h5(robust, verdict):
+    assert judged("H5", family(robust)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("consistency", "plain", "verdict"), [(0.6, 0.5, "supported"), (0.6, 0.53, "refuted"), (0.5, 0.5, "undecided")]
+)
+def test_h6(consistency, plain, verdict):
+    after = rows_of("tiny", "cppo", consistency=consistency, shift_perception=0.6, perception=plain)
+    before = rows_of("tiny", "grpo", consistency=0.5, shift_perception=0.5, perception=0.5)
+    assert judged("H6", after + before).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("gain", "blank", "verdict"), [(0.1, 0.22, "supported"), (0.0, 0.22, "refuted"), (0.1, 0.3, "undecided")]
+)
+def test_h7(gain, blank, verdict):
+    rows = [*rows_of("shortcut", "cppo", 0.6 + gain, blank=blank), *rows_of("shortcut", "grpo", 0.6, blank=0.25)]
+    assert judged("H7", rows).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("plain", "cosine", "ratio", "verdict"),
+    [(0.6, -0.2, 0.1, "supported"), (0.6, 0.2, 1.5, "supported"), (0.6, 0.2, 0.1, "refuted"), (0.8, 0.2, 0.1, "undecided")],
+)
+def test_h8(plain, cosine, ratio, verdict):
+    rows = [*rows_of("tiny", "grpo", avg_at_8=0.7), *rows_of("tiny", "verl", avg_at_8=plain)]
+    rows += rows_of("tiny", "cpl_only", avg_at_8=0.1)  # has one gradient only: not part of the question
+    assert judged("H8", rows, curve_of("verl", cosine, ratio)).verdict == verdict
+
+
+def test_the_primary_table_waits_for_its_last_run():
+    rows = family(0.6)
+    assert complete(rows)
+    assert not complete(rows[1:])
+    assert "not complete" in primary_table(rows[1:])
+    assert not complete([*rows, *rows_of("tiny", "cppo", 0.7, [10])])  # nor is a seed added after looking
+    lines = primary_table(rows).splitlines()
+    assert len(lines) == 8
+    assert "| tiny | cppo − grpo | +0.100 [" in lines[2] and "| 0.012 | **helps** |" in lines[2]
+    assert "**equal**" in lines[4] and "**hurts**" in lines[7]
+
+
+def test_tables_show_what_was_run_and_nothing_else():
+    rows = family(0.6)
+    assert "| `cppo` | 10 | 10 | 10 | not run |" in coverage_table(rows)
+    assert "| `papo` | not run | not run | not run | not run |" in coverage_table(rows)
+    assert [line.split(" | ")[0] for line in levels_table(rows, "tiny").splitlines()[2:]] == [
+        "| `grpo`",
+        "| `cppo`",
+        "| `grpo_augmented`",
+    ]
+    assert "| `cppo` | 10 | +0.000 [+0.000, +0.000] | +0.100 [" in differences_table(rows, "tiny")
+    assert len(missed_table(rows).splitlines()) == 8
+    kept = final_rows([*rows, *rows_of("tiny", "untrained"), *rows_of("tiny", "cppo", seeds=[100])])
+    assert kept == rows
+
+
+def test_the_regime_map_has_a_cell_for_every_base_that_was_run():
+    cells = regimes(family(0.6))
+    assert len(cells) == 2 * 3 * 2
+    assert cells["cppo − grpo", "tiny\nshifted"][1] == "helps"
+    assert cells["cppo − grpo", "tiny\nplain"][1] == "equal"
+
+
+def test_gradients_are_averaged_over_the_run_and_then_over_seeds():
+    (line,) = alignment_table([*curve_of("cppo", 0.25, 0.5), *curve_of("cppo", 9.0, 9.0, [100])]).splitlines()[2:]
+    assert line == "| tiny | `cppo` | +0.250 [+0.250, +0.250] | 0.500 [0.500, 0.500] |"
+
+
+def test_the_detector_table_averages_over_seeds():
+    row = {"base": "tiny", "view": "blank", "strength": "1"}
+    lines = detector_table([row | {"auroc_absolute": "0.9"}, row | {"auroc_absolute": "0.8"}]).splitlines()
+    assert lines[2:] == ["| blank ×1 | 0.850 | – | – | – |"]
+
+
+def token(kind="perception", right=True, selected=True, shift=0.5, changed=0.1, likeliest=True, rise=1.0, row=0):
+    return Token(row, 0, "red", kind, right, selected, shift, changed, likeliest, rise)
+
+
+def test_failures_by_hand():
+    tokens = [
+        token(),
+        token(selected=False, shift=-0.1, changed=0.02),
+        token(right=False, likeliest=False, rise=-1.0, shift=0.005, changed=0.3, row=1),
+        token(kind="format", right=None, shift=0.001, changed=float("nan")),
+    ]
+    assert [[one.fails(kind) for one in tokens] for kind in ("marked", "missed", "wrong")] == [
+        [False, False, False, True],
+        [False, True, False, False],
+        [False, False, True, False],
+    ]
+    found = summary(tokens)
+    assert (found["completions"], found["tokens"]) == (2, 4)
+    assert found["marked_share"] == pytest.approx(1 / 3) and found["missed_share"] == pytest.approx(1 / 3)
+    assert (found["marked_undecided"], found["hit_undecided"]) == (1.0, 0.5)
+    assert (found["missed_change"], found["hit_change"]) == (pytest.approx(0.02), pytest.approx(0.2))
+    assert (found["wrong_rows"], found["wrong_likeliest"], found["right_likeliest"]) == (0.5, 0.0, 1.0)
+    assert (found["wrong_rises"], found["right_rises"]) == (0.0, 1.0)
+
+
+def test_change_is_counted_in_its_own_cell():
+    image = Image.new("RGB", (48, 48), "white")
+    other = image.copy()
+    other.paste((0, 0, 0), (16, 32, 32, 48))  # the middle cell of the last row
+    assert np.round(cell_change(image, other, 9), 6).tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 0]
+
+
+def test_the_gallery_of_a_batch():
+    config = CPPOConfig(model="tiny", seed=100, device="cpu", group_size=4, prompts_per_step=2)
+    policy = nudge(load_policy("tiny"))
+    batch = look(policy, config, train_steps=0, prompts=6)
+    tokens = observe(policy, batch, config, 0)
+    assert {one.row for one in tokens} == set(batch.gate.nonzero().flatten().tolist())
+    percepts = [one for one in tokens if one.kind == "perception"]
+    assert len(percepts) == 9 * len({one.row for one in tokens})
+    assert all(math.isfinite(one.changed) == (one.kind == "perception") for one in tokens)
+    assert sum(one.selected for one in tokens) <= int(batch.selected.sum())  # end-of-sequence tokens are left out
+    shown = cases(batch, tokens)
+    prompts = [int(batch.rollouts.prompt_of_row[case.row]) for case in shown.values()]
+    assert shown and len(set(prompts)) == len(prompts)
+    assert all(case.fails(kind) for kind, case in shown.items())
+    kind, case = next(iter(shown.items()))
+    figure = show_case(batch, tokens, case, kind, config, 0)
+    assert any("◄" in text.get_text() for ax in figure.findobj() if hasattr(ax, "texts") for text in ax.texts)
