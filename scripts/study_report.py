@@ -25,6 +25,7 @@ from cppo_ref.study.report import (
     levels_table,
     missed_table,
     primary_table,
+    questions_table,
     regimes,
     seeds_of,
 )
@@ -110,6 +111,7 @@ BLOCKS = {
     "alignment": lambda: alignment_table(CURVES),
     "detector": lambda: detector_table(read_csv(RESULTS / "detector.csv")),
     "failures": failures,
+    "questions": lambda: questions_table(FINAL) if complete(FINAL) else "Not computed before the family is complete.",
     "coverage": lambda: coverage_table(FINAL),
     "cost": lambda: cost(),
 }

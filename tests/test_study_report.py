@@ -21,6 +21,7 @@ from cppo_ref.study.report import (
     levels_table,
     missed_table,
     primary_table,
+    questions_table,
     regimes,
 )
 from cppo_ref.study.store import METRICS
@@ -175,6 +176,10 @@ def test_tables_show_what_was_run_and_nothing_else():
     ]
     assert "| `cppo` | 10 | +0.000 [+0.000, +0.000] | +0.100 [" in differences_table(rows, "tiny")
     assert len(missed_table(rows).splitlines()) == 8
+    asked = questions_table(rows).splitlines()
+    assert asked[2].startswith("| Is the gain larger than the luck of the seed? | shifted avg@8, CPPO − `grpo` | +0.100 [")
+    assert asked[3].startswith("|  | plain avg@8, CPPO − `grpo` | +0.000")
+    assert asked[4].startswith("| Is it more than image augmentation? | shifted avg@8, CPPO − `grpo_augmented` | +0.100 [")
     kept = final_rows([*rows, *rows_of("tiny", "untrained"), *rows_of("tiny", "cppo", seeds=[100])])
     assert kept == rows
 

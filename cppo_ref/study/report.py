@@ -38,6 +38,20 @@ SHOWN = {
     "detector_auroc": "AUROC",
     "seconds": "training (s)",
 }
+# what the public reviews of the paper asked for: (what is compared, with which arm, on which metric)
+QUESTIONS = {
+    "Is the gain larger than the luck of the seed?": (
+        ("shifted avg@8", "grpo", "shift_avg_at_8"),
+        ("plain avg@8", "grpo", "avg_at_8"),
+    ),
+    "Is it more than image augmentation?": (("shifted avg@8", "grpo_augmented", "shift_avg_at_8"),),
+    "Does it see better?": (("plain perception", "grpo", "perception"), ("shifted perception", "grpo", "shift_perception")),
+    "Is reasoning preserved?": (("plain reasoning", "grpo", "reasoning"), ("shifted reasoning", "grpo", "shift_reasoning")),
+    "Is the answer stable under a preserving view?": (("consistency", "grpo", "consistency"),),
+    "Does it doubt when the evidence is gone?": (("sensitivity, nats", "grpo", "sensitivity"),),
+    "Or does it only guess better?": (("blank avg@8", "grpo", "blank"),),
+    "Do the detected tokens agree better with the truth?": (("AUROC of ΔH", "grpo", "detector_auroc"),),
+}
 COMPARED = ("avg_at_8", "shift_avg_at_8", "perception", "shift_perception", "blank", "consistency", "sensitivity")
 
 
@@ -103,6 +117,16 @@ def differences_table(rows: Rows, base: str, other: str = "grpo", metrics: Seque
         found = [difference(rows, base, arm, other, metric) for metric in metrics]
         lines.append([f"`{arm}`", str(found[0].seeds), *(one.interval for one in found)])
     return table([f"arm − `{other}`", "seeds", *(SHOWN[metric] for metric in metrics)], lines)
+
+
+def questions_table(rows: Rows, base: str = "tiny") -> str:
+    """The reviewers' questions, each with the differences that answer it; unadjusted intervals."""
+    lines = []
+    for question, asked in QUESTIONS.items():
+        for what, other, metric in asked:
+            lines.append([question, f"{what}, CPPO − `{other}`", difference(rows, base, "cppo", other, metric).interval])
+            question = ""
+    return table(["question", f"measured on `{base}`", "difference [95 %]"], lines)
 
 
 def missed_table(rows: Rows) -> str:
