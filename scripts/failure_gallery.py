@@ -26,7 +26,7 @@ def main() -> None:
     dequantize_once(policy)
     batch = look(policy, config, TRAIN_STEPS, PROMPTS)
     tokens = observe(policy, batch, config, TRAIN_STEPS)
-    for kind, case in cases(batch, tokens).items():
+    for kind, case in cases(tokens).items():
         figure = show_case(batch, tokens, case, KINDS[kind], config, TRAIN_STEPS)
         save_figure(figure, ROOT / "docs" / "images" / f"failure_{kind}.png")
     record = {"seed": config.seed, "train_steps": TRAIN_STEPS, "prompts": PROMPTS} | summary(tokens)

@@ -21,6 +21,7 @@ from cppo_ref.evaluation import completion_labels
 from cppo_ref.perturbations import preserve, remove, view_rng
 from cppo_ref.plots import plot_heatmap
 from cppo_ref.policy import Policy
+from cppo_ref.study.analysis import bootstrap_interval
 from cppo_ref.study.probes import gradient, parameters_at, snapshot
 from cppo_ref.training import cppo_step
 from cppo_ref.updates import Batch, score_without_graph
@@ -38,6 +39,7 @@ class Token:
     """One token of a gated completion and what could explain its fate."""
 
     row: int
+    prompt: int
     position: int
     text: str
     kind: str
@@ -61,6 +63,7 @@ def look(policy: Policy, config: CPPOConfig, train_steps: int, prompts: int) -> 
     rows, accelerator = load_rows(config.data, "train", config.level), Accelerator(cpu=True)
     optimizer = torch.optim.AdamW(policy.trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
     for step in range(train_steps):
+        optimizer.param_groups[0]["lr"] = config.learning_rate_at(step)
         cppo_step(
             policy,
             optimizer,
@@ -109,19 +112,9 @@ def observe(policy: Policy, batch: Batch, config: CPPOConfig, step: int) -> list
         for position, label in enumerate(labels[row]):
             change = changes.pop(0) if label.kind == "perception" and changes else float("nan")
             marked, shift = bool(batch.selected[row, position]), batch.shift[row, position].item()
-            told = (
-                row,
-                position,
-                label.token,
-                label.kind,
-                label.right,
-                marked,
-                shift,
-                change,
-                likeliest[position],
-                rise[row][position],
-            )
-            tokens.append(Token(*told))
+            told = (row, prompt, position, label.token, label.kind, label.right)
+            measured = (marked, shift, change, likeliest[position], rise[row][position])
+            tokens.append(Token(*told, *measured))
     return tokens
 
 
@@ -140,39 +133,50 @@ def rises(policy: Policy, batch: Batch, config: CPPOConfig, size: float = 1e-3) 
 
 
 def summary(tokens: Sequence[Token]) -> dict[str, Any]:
-    """The counts behind the gallery; shares in [0, 1], entropies in nats."""
+    """The counts behind the gallery; shares in [0, 1], entropies in nats, `rise` with its 95 % interval over prompts."""
     percepts = [token for token in tokens if token.kind == "perception"]
     found = {kind: [token for token in tokens if token.fails(kind)] for kind in KINDS}
     hits = [token for token in percepts if token.selected]
+    right = [token for token in hits if token.right]
     rows, wrong_rows = {token.row for token in tokens}, {token.row for token in found["wrong"]}
+    counts = {name: len(chosen) for name, chosen in (*found.items(), ("hits", hits), ("right", right), ("rows", list(rows)))}
     return {
-        "completions": len(rows),
+        **{f"{name}_count": count for name, count in counts.items()},
         "tokens": len(tokens),
-        "marked_share": len(found["marked"]) / sum(token.selected for token in tokens),
-        "marked_shift": float(np.median([token.shift for token in found["marked"]])),
-        "marked_undecided": float(np.mean([token.shift < UNDECIDED for token in found["marked"]])),
-        "hit_shift": float(np.median([token.shift for token in hits])),
-        "hit_undecided": float(np.mean([token.shift < UNDECIDED for token in hits])),
-        "missed_share": len(found["missed"]) / len(percepts),
-        "missed_change": float(np.nanmean([token.changed for token in found["missed"]])),
-        "hit_change": float(np.nanmean([token.changed for token in hits])),
-        "wrong_rows": len(wrong_rows) / len(rows),
-        "wrong_likeliest": float(np.mean([token.likeliest for token in found["wrong"]])),
-        "right_likeliest": float(np.mean([token.likeliest for token in hits if token.right])),
-        "wrong_rises": float(np.mean([token.rise > 0 for token in found["wrong"]])),
-        "right_rises": float(np.mean([token.rise > 0 for token in hits if token.right])),
-        "wrong_rise": float(np.mean([token.rise for token in found["wrong"]])),
-        "right_rise": float(np.mean([token.rise for token in hits if token.right])),
+        "marked_share": share([token.kind != "perception" for token in tokens if token.selected]),
+        "marked_undecided": share([token.shift < UNDECIDED for token in found["marked"]]),
+        "hit_undecided": share([token.shift < UNDECIDED for token in hits]),
+        "missed_share": share([not token.selected for token in percepts]),
+        "missed_not_risen": share([token.shift <= 0 for token in found["missed"]]),
+        "missed_change": share([token.changed for token in found["missed"]]),
+        "hit_change": share([token.changed for token in hits]),
+        "wrong_rows": len(wrong_rows) / max(len(rows), 1),
+        "wrong_likeliest": share([token.likeliest for token in found["wrong"]]),
+        "right_likeliest": share([token.likeliest for token in right]),
+        "wrong_rise": over_prompts(found["wrong"]),
+        "right_rise": over_prompts(right),
     }
 
 
-def cases(batch: Batch, tokens: Sequence[Token]) -> dict[str, Token]:
+def share(values: Sequence[float]) -> float | None:
+    """Their mean without NaN; None if there are none."""
+    known = [value for value in values if value == value]
+    return float(np.mean(known)) if known else None
+
+
+def over_prompts(tokens: Sequence[Token]) -> list[float] | None:
+    """[mean, low, high] of `rise`: the mean of each prompt first, then a bootstrap over prompts; None without tokens."""
+    prompts = {token.prompt for token in tokens}
+    means = np.array([np.mean([token.rise for token in tokens if token.prompt == prompt]) for prompt in sorted(prompts)])
+    return [float(means.mean()), *bootstrap_interval(means)] if len(means) else None
+
+
+def cases(tokens: Sequence[Token]) -> dict[str, Token]:
     """The first failure of each kind in the batch, each of another prompt; a kind that did not happen is left out."""
-    prompt_of_row = batch.rollouts.prompt_of_row.tolist()
     shown: dict[str, Token] = {}
     for kind in KINDS:
-        taken = {prompt_of_row[token.row] for token in shown.values()}
-        case = next((token for token in tokens if token.fails(kind) and prompt_of_row[token.row] not in taken), None)
+        taken = {token.prompt for token in shown.values()}
+        case = next((token for token in tokens if token.fails(kind) and token.prompt not in taken), None)
         if case:
             shown[kind] = case
     return shown
@@ -181,12 +185,11 @@ def cases(batch: Batch, tokens: Sequence[Token]) -> dict[str, Token]:
 def show_case(batch: Batch, tokens: Sequence[Token], case: Token, title: str, config: CPPOConfig, step: int) -> Figure:
     """The heatmap of the completion around a failure, below the three views; marked tokens framed, ◄ behind the failure."""
     told = [token for token in tokens if token.row == case.row]
-    prompt = int(batch.rollouts.prompt_of_row[case.row])
-    row = batch.rollouts.rows[prompt]
+    row = batch.rollouts.rows[case.prompt]
     return plot_heatmap(
         [f"{token.text} ◄" if token is case else token.text for token in told],
         [token.shift for token in told],
         [token.selected for token in told],
-        views(batch, config, step, prompt),
+        views(batch, config, step, case.prompt),
         title=f"{row['question']}  (answer: {row['answer']}).  {title}",
     )

@@ -21,22 +21,26 @@ from cppo_ref.study.analysis import (
 )
 from cppo_ref.study.arms import MAIN
 from cppo_ref.study.bases import BASES
-from cppo_ref.study.hypotheses import Rows, outcomes, per_seed
-from cppo_ref.study.plan import VALIDATION_SEEDS
+from cppo_ref.study.hypotheses import SEEDS, Rows, outcomes, per_seed, seeds_of
 
 Value = TypeVar("Value")
 PILOT_SEEDS = (0, 1, 2)  # looked at before the protocol was written
 SHOWN = {
     "avg_at_8": "plain avg@8",
     "shift_avg_at_8": "shifted avg@8",
+    "greedy": "plain greedy",
+    "shift_greedy": "shifted greedy",
     "perception": "perception",
     "shift_perception": "shifted perception",
     "reasoning": "reasoning",
+    "shift_reasoning": "shifted reasoning",
     "blank": "blank",
     "consistency": "consistency",
     "sensitivity": "sensitivity (nats)",
     "detector_auroc": "AUROC",
-    "seconds": "training (s)",
+    "steps_to_80": "steps to 0.8",
+    "seconds_to_80": "seconds to 0.8",
+    "seconds": "seconds",
 }
 # what the public reviews of the paper asked for: (what is compared, with which arm, on which metric)
 QUESTIONS = {
@@ -52,20 +56,16 @@ QUESTIONS = {
     "Or does it only guess better?": (("blank avg@8", "grpo", "blank"),),
     "Do the detected tokens agree better with the truth?": (("AUROC of ΔH", "grpo", "detector_auroc"),),
 }
-COMPARED = ("avg_at_8", "shift_avg_at_8", "perception", "shift_perception", "blank", "consistency", "sensitivity")
+ANSWERS = ("avg_at_8", "shift_avg_at_8", "greedy", "shift_greedy", "blank", "consistency")
+TOKENS = ("perception", "shift_perception", "reasoning", "shift_reasoning", "sensitivity", "detector_auroc")
 
 
-def final_rows(rows: Rows) -> Rows:
-    """The trained arms on test images: the rows that the primary and secondary results are computed from."""
-    return [row for row in rows if int(row["seed"]) < VALIDATION_SEEDS and row["arm"] != "untrained"]
+def final_rows(rows: Rows, seeds: Sequence[int] = SEEDS) -> Rows:
+    """The trained arms on test images with the protocol's seeds: what primary and secondary results are computed from."""
+    return [row for row in rows if int(row["seed"]) in seeds and row["arm"] != "untrained"]
 
 
-def seeds_of(rows: Rows, base: str, arm: str) -> list[int]:
-    """The seeds that an arm has on a base, ascending."""
-    return sorted(int(row["seed"]) for row in rows if (row["base"], row["arm"]) == (base, arm))
-
-
-def complete(rows: Rows, seeds: Sequence[int] = range(10)) -> bool:
+def complete(rows: Rows, seeds: Sequence[int] = SEEDS) -> bool:
     """Whether the primary family can be tested: every arm and base of it has exactly the seeds of the protocol."""
     arms = {arm for pair in PRIMARY_PAIRS for arm in pair}
     return all(seeds_of(rows, base, arm) == list(seeds) for base in PRIMARY_BASES for arm in arms)
@@ -107,16 +107,27 @@ def levels_table(rows: Rows, base: str) -> str:
 
 def _mean(rows: Rows, metric: str) -> str:
     values = [float(row[metric]) for row in rows if row[metric] != ""]
-    return (f"{np.mean(values):.0f}" if metric == "seconds" else f"{np.mean(values):.3f}") if values else "–"
+    if not values:
+        return "–"
+    whole = "seconds" in metric or "steps" in metric
+    return f"{np.mean(values):.{0 if whole else 3}f}"
 
 
-def differences_table(rows: Rows, base: str, other: str = "grpo", metrics: Sequence[str] = COMPARED) -> str:
-    """Every arm minus `other` on a base, with unadjusted 95 % intervals."""
+def differences_table(rows: Rows, base: str, metrics: Sequence[str], other: str = "grpo") -> str:
+    """Every arm minus `other` on a base, with unadjusted 95 % intervals; n where fewer seeds have the metric."""
     lines = []
-    for arm in [arm.name for arm in MAIN if arm.name != other and seeds_of(rows, base, arm.name)]:
-        found = [difference(rows, base, arm, other, metric) for metric in metrics]
-        lines.append([f"`{arm}`", str(found[0].seeds), *(one.interval for one in found)])
+    for arm in [arm.name for arm in MAIN if arm.name != other]:
+        count = len(set(seeds_of(rows, base, arm)) & set(seeds_of(rows, base, other)))
+        if count:
+            lines.append([f"`{arm}`", str(count), *(_difference_cell(rows, base, arm, other, m, count) for m in metrics)])
     return table([f"arm − `{other}`", "seeds", *(SHOWN[metric] for metric in metrics)], lines)
+
+
+def _difference_cell(rows: Rows, base: str, arm: str, other: str, metric: str, count: int) -> str:
+    found = _try(lambda: difference(rows, base, arm, other, metric))
+    if found is None:
+        return "–"
+    return found.interval if found.seeds == count else f"{found.interval} (n = {found.seeds})"
 
 
 def questions_table(rows: Rows, base: str = "tiny") -> str:
@@ -179,17 +190,19 @@ def detector_table(rows: Rows, metric: str = "auroc_absolute") -> str:
 
 
 def regimes(rows: Rows, pairs: Sequence[tuple[str, str]] = PRIMARY_PAIRS) -> dict[tuple[str, str], tuple[Difference, str]]:
-    """The cells of the regime map: (comparison, base and images) -> (difference, verdict by the interval alone).
+    """The cells of the regime map: (comparison, base and images) -> (difference, word by the interval alone).
 
-    Exploratory: unadjusted, "helps" or "hurts" where the interval excludes 0 and is not inside ±0.02.
+    Exploratory, unadjusted. The words are not the verdicts': "above" or "below" where the interval excludes 0, "equal" where it
+    is inside ±0.02, else "open".
     """
+    words = {"helps": "above", "hurts": "below", "equal": "equal", "undecided": "open"}
     cells = {}
     for arm, other in pairs:
         for base in BASES:
             for metric, images in (("avg_at_8", "plain"), (PRIMARY_METRIC, "shifted")):
                 found = _try(lambda a=arm, o=other, b=base, m=metric: difference(rows, b, a, o, m))
                 if found:
-                    cells[f"{arm} − {other}", f"{base}\n{images}"] = found, verdict(found, 0.0)
+                    cells[f"{arm} − {other}", f"{base}\n{images}"] = found, words[verdict(found, 0.0)]
     return cells
 
 

@@ -36,7 +36,7 @@ def execute(run: Run) -> dict[str, Any]:
     A loss that is not finite ends the training; the last good policy is evaluated, and `steps` says how far it got.
     """
     torch.set_num_threads(1)
-    start, config = time.perf_counter(), run.config
+    start, config, made_by = time.perf_counter(), run.config, provenance(run)
     policy = policy_for(config)
     dequantize_once(policy)
     curve = train_arm(policy, run, config)
@@ -54,7 +54,7 @@ def execute(run: Run) -> dict[str, Any]:
         "seconds": curve[-1]["train_seconds"],
         "wall_seconds": time.perf_counter() - start,
         "images": len(rows["plain"]),  # the validation split has 200
-        **provenance(run),
+        **made_by,
     }
     return {"row": row, "curve": curve, "detector": detector}
 
@@ -119,7 +119,7 @@ def provenance(run: Run) -> dict[str, str]:
 
 def _git(*arguments: str) -> str:
     """What git says of the package's folder; "" where there is no git."""
-    command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parents[1]), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
