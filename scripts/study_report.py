@@ -16,7 +16,7 @@ from cppo_ref.plots import save_figure
 from cppo_ref.study.analysis import PRIMARY_BASES, PRIMARY_PAIRS, difference, primary_family
 from cppo_ref.study.bases import BASES
 from cppo_ref.study.figures import forest_plot, regime_map
-from cppo_ref.study.hypotheses import SEEDS, seeds_of
+from cppo_ref.study.hypotheses import SEEDS, seeds_of, whole_arms
 from cppo_ref.study.report import (
     ANSWERS,
     TOKENS,
@@ -39,6 +39,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS, IMAGES = ROOT / "data" / "results", ROOT / "docs" / "images"
 ROWS = read_csv(RESULTS / "study.csv")
 FINAL = final_rows(ROWS)
+WHOLE = whole_arms(FINAL)  # an arm is shown when all of its seeds are there
 CURVES = read_parquet(RESULTS / "curves.parquet")
 BASE_WORDS = {
     "tiny": "never shown preserving shifts",
@@ -65,20 +66,20 @@ def answer() -> str:
 
 def levels() -> str:
     """The levels of every base, one table each."""
-    return "\n\n".join(f"Base `{base}`:\n\n{levels_table(FINAL, base)}" for base in bases())
+    return "\n\n".join(f"Base `{base}`:\n\n{levels_table(WHOLE, base)}" for base in bases())
 
 
 def differences() -> str:
     """Arm minus GRPO on every base, two tables each."""
     tables = [
-        (f"Base `{base}`:", *(differences_table(FINAL, base, chosen) for chosen in (ANSWERS, TOKENS))) for base in bases()
+        (f"Base `{base}`:", *(differences_table(WHOLE, base, chosen) for chosen in (ANSWERS, TOKENS))) for base in bases()
     ]
     return "\n\n".join(text for one in tables for text in one)
 
 
 def bases() -> list[str]:
     """The bases that have rows of GRPO, in the protocol's order."""
-    return [base for base in BASES if seeds_of(FINAL, base, "grpo")]
+    return [base for base in BASES if seeds_of(WHOLE, base, "grpo")]
 
 
 def cost() -> str:
@@ -89,7 +90,7 @@ def cost() -> str:
         f"80 steps take {seconds['grpo']:.0f} CPU seconds with GRPO and {seconds['cppo']:.0f} with CPPO on `tiny`, one thread: "
         f"a ratio of {seconds['cppo'] / seconds['grpo']:.2f}."
     )
-    if not seeds_of(FINAL, "tiny", "grpo_equal_time"):
+    if not seeds_of(WHOLE, "tiny", "grpo_equal_time"):
         return f"{said} GRPO at equal time (`grpo_equal_time`) is not run yet."
     found = difference(FINAL, "tiny", "cppo", "grpo_equal_time")
     return f"{said} CPPO minus GRPO with 1.75 times the steps, on shifted images: {found}."
@@ -151,7 +152,7 @@ def draw() -> None:
     if not complete(FINAL):
         return
     save_figure(forest_plot([found for found, _, _ in primary_family(FINAL)]), IMAGES / "forest.png")
-    save_figure(regime_map(regimes(FINAL), metric="avg@8"), IMAGES / "regimes.png")
+    save_figure(regime_map(regimes(WHOLE), metric="avg@8"), IMAGES / "regimes.png")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from policies import nudge
 from cppo_ref.config import CPPOConfig
 from cppo_ref.policy import load_policy
 from cppo_ref.study.gallery import Token, cases, cell_change, look, observe, over_prompts, show_case, summary
-from cppo_ref.study.hypotheses import outcomes
+from cppo_ref.study.hypotheses import outcomes, whole_arms
 from cppo_ref.study.report import (
     alignment_table,
     complete,
@@ -207,6 +207,7 @@ def test_tables_show_what_was_run_and_nothing_else():
     assert asked[4].startswith("| Is it more than image augmentation? | shifted avg@8, CPPO − `grpo_augmented` | +0.100 [")
     kept = final_rows([*rows, *rows_of("tiny", "untrained"), *rows_of("tiny", "cppo", seeds=[10, 100])])
     assert kept == rows
+    assert whole_arms([*rows, *rows_of("tiny", "pull", seeds=range(9))]) == rows
 
 
 def test_the_regime_map_has_a_cell_for_every_base_that_was_run():
@@ -223,8 +224,11 @@ def test_gradients_are_averaged_over_the_run_and_then_over_seeds():
 
 def test_the_detector_table_averages_over_seeds():
     row = {"base": "tiny", "view": "blank", "strength": "1"}
-    lines = detector_table([row | {"auroc_absolute": "0.9"}, row | {"auroc_absolute": "0.8"}]).splitlines()
-    assert lines[2:] == ["| blank ×1 | 0.850 | – | – | – |"]
+    lines = detector_table([row | {"seed": seed, "auroc_absolute": value} for seed, value in (("0", "0.9"), ("1", "0.8"))])
+    assert lines.splitlines()[2:] == [
+        "| blank ×1 | 0.850 | – | – | – |",
+        "| seeds of the samples | 2 | not run | not run | not run |",
+    ]
 
 
 def token(kind="perception", right=True, selected=True, shift=0.5, changed=0.1, likeliest=True, rise=1.0, row=0):

@@ -146,6 +146,14 @@ def per_seed(curves: Rows, base: str, arm: str, metric: str, seeds: Sequence[int
     return np.array([np.mean(values[seed]) for seed in sorted(values)])
 
 
+def whole_arms(rows: Rows) -> Rows:
+    """The rows with the protocol's seeds, of those arms and bases that have all of them."""
+    final = [row for row in rows if int(row["seed"]) in SEEDS]
+    runs = {(row["base"], row["arm"]) for row in final}
+    whole = {run for run in runs if seeds_of(final, *run) == list(SEEDS)}
+    return [row for row in final if (row["base"], row["arm"]) in whole]
+
+
 def seeds_of(rows: Rows, base: str, arm: str) -> list[int]:
     """The seeds that an arm has on a base, ascending."""
     return sorted(int(row["seed"]) for row in rows if (row["base"], row["arm"]) == (base, arm))
@@ -165,11 +173,7 @@ HYPOTHESES: dict[str, tuple[str, Callable[[Rows, Rows], tuple[str, str]]]] = {
 
 def outcomes(rows: Rows, curves: Rows) -> list[Outcome]:
     """What became of each hypothesis; "not run" unless its arms have all seeds of the protocol. Nothing else is looked at."""
-    final = [row for row in rows if int(row["seed"]) in SEEDS]
-    runs = {(row["base"], row["arm"]) for row in final}
-    whole = {run for run in runs if seeds_of(final, *run) == list(SEEDS)}
-    final = [row for row in final if (row["base"], row["arm"]) in whole]
-    found = []
+    final, found = whole_arms(rows), []
     for name, (claim, rule) in HYPOTHESES.items():
         try:
             verdict, evidence = rule(rows if name == "H3" else final, curves)

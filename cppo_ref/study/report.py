@@ -186,6 +186,8 @@ def detector_table(rows: Rows, metric: str = "auroc_absolute") -> str:
             [float(r[metric]) for r in rows if (r["base"], r["view"], r["strength"]) == (b, view, strength)] for b in BASES
         ]
         lines.append([f"{view} ×{strength}", *(f"{np.mean(cell):.3f}" if cell else "–" for cell in cells)])
+    counts = [len({row["seed"] for row in rows if row["base"] == base}) for base in BASES]
+    lines.append(["seeds of the samples", *(str(count) if count else "not run" for count in counts)])
     return table(["removing view × strength", *BASES], lines)
 
 
