@@ -42,7 +42,7 @@ SHOWN = {
     "seconds_to_80": "seconds to 0.8",
     "seconds": "seconds",
 }
-# what the public reviews of the paper asked for: (what is compared, with which arm, on which metric)
+# what a reviewer of single runs would ask: (what is compared, with which arm, on which metric)
 QUESTIONS = {
     "Is the gain larger than the luck of the seed?": (
         ("shifted avg@8", "grpo", "shift_avg_at_8"),
@@ -84,9 +84,7 @@ def coverage_table(rows: Rows) -> str:
 
 
 def primary_table(rows: Rows) -> str:
-    """The pre-registered comparisons with their verdicts; a sentence instead while runs are missing."""
-    if not complete(rows):
-        return "The primary family is not complete: nothing is tested before all of its runs are there."
+    """The pre-registered comparisons with their verdicts; only for rows that are `complete`."""
     later = [row for row in rows if int(row["seed"]) not in PILOT_SEEDS]
     lines = []
     for found, p, word in primary_family(rows):
@@ -131,7 +129,7 @@ def _difference_cell(rows: Rows, base: str, arm: str, other: str, metric: str, c
 
 
 def questions_table(rows: Rows, base: str = "tiny") -> str:
-    """The reviewers' questions, each with the differences that answer it; unadjusted intervals."""
+    """A reviewer's questions, each with the differences that answer it; unadjusted intervals."""
     lines = []
     for question, asked in QUESTIONS.items():
         for what, other, metric in asked:
@@ -159,10 +157,10 @@ def hypotheses_table(rows: Rows, curves: Rows) -> str:
 
 
 def alignment_table(curves: Rows, bases: Sequence[str] = tuple(BASES)) -> str:
-    """Cosine of ∇(λ·CPL) and ∇GRPO and the ratio of their norms, per base and arm: means over a run, then over seeds."""
+    """Cosine of ∇(λ·CPL) and ∇GRPO and the ratio of their norms, of arms that have both: means over a run, then over seeds."""
     lines = []
     for base in bases:
-        for arm in (arm.name for arm in MAIN):
+        for arm in (arm.name for arm in MAIN if arm.changes.get("policy_weight") != 0):
             cosine, ratio = (
                 _try(lambda b=base, a=arm, m=metric: per_seed(curves, b, a, m))
                 for metric in ("gradient_cosine", "gradient_ratio")
