@@ -131,6 +131,12 @@ class Policy:
         """
         return self.logits(self.hidden_states(prompts, completion_ids, completion_mask), temperature=temperature)
 
+    def sample(self, prompts: Prompts, max_new_tokens: int, temperature: float) -> Int[Tensor, "B T"]:
+        """One completion per prompt from the global generator, padded after its end-of-sequence token."""
+        sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+        options = {**sampling, "max_new_tokens": max_new_tokens, "suppress_tokens": self.forbidden_ids}
+        return self.model.generate(**prompts.inputs, **options)[:, prompts.inputs["input_ids"].shape[1] :]
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, the model is the reference policy: adapters off, no graph."""

@@ -74,7 +74,7 @@ def generate_rollouts(
     with policy.sampling(), torch.random.fork_rng():
         torch.manual_seed(seed)
         parts = [
-            sample(policy, prompts.take(part), max_new_tokens, temperature) for part in copies.split(batch_size or len(copies))
+            policy.sample(prompts.take(part), max_new_tokens, temperature) for part in copies.split(batch_size or len(copies))
         ]
     ids = pad_sequence([row for part in parts for row in part], batch_first=True, padding_value=policy.tokenizer.pad_token_id)
     if temperature == 0:
@@ -83,15 +83,6 @@ def generate_rollouts(
     texts = [policy.tokenizer.decode(i[m], skip_special_tokens=True) for i, m in zip(ids, mask, strict=True)]
     finished = torch.isin(ids, torch.tensor(policy.eos_ids, device=ids.device)).any(dim=1)
     return Rollouts(list(rows), prompts, group_size, ids, mask, finished, texts)
-
-
-def sample(policy: Policy, prompts: Prompts, max_new_tokens: int, temperature: float) -> Int[Tensor, "B T"]:
-    """One completion per prompt from the global generator, padded after its end-of-sequence token."""
-    sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
-    sequences = policy.model.generate(
-        **prompts.inputs, **sampling, max_new_tokens=max_new_tokens, suppress_tokens=policy.forbidden_ids
-    )
-    return sequences[:, prompts.inputs["input_ids"].shape[1] :]
 
 
 def completion_mask(completion_ids: Int[Tensor, "B T"], eos_ids: Sequence[int]) -> Bool[Tensor, "B T"]:

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from policies import nudge
 
 from cppo_ref.__main__ import main
 from cppo_ref.config import CPPOConfig
@@ -15,11 +16,12 @@ from cppo_ref.datasets import load_rows, row_at, step_rows
 from cppo_ref.evaluation import split_rows
 from cppo_ref.policy import load_policy, policy_for
 from cppo_ref.pretraining import PretrainOptions, training_example
+from cppo_ref.rollouts import generate_rollouts
 from cppo_ref.shapes import LEVELS, asked_colors, completion_text, hint_in, hinted
 from cppo_ref.study import metrics, store
 from cppo_ref.study.plan import Run
-from cppo_ref.study.probes import batch_auroc, gradient, gradient_alignment, parameters_at, snapshot
-from cppo_ref.study.speed import dequantize_once
+from cppo_ref.study.probes import batch_auroc, gradient, gradient_alignment, parameters_at, put, snapshot
+from cppo_ref.study.speed import QuickLora, dequantize_once, distinct, quick
 from cppo_ref.study.worker import train_arm
 from cppo_ref.training import cppo_step, train
 
@@ -149,6 +151,74 @@ def test_unpacked_weights_compute_the_same_bits():
             cppo_step(policy, optimizer, rows, SMALL, step)
         parameters.append(snapshot(policy))
     assert all(torch.equal(a, b) for a, b in zip(*parameters, strict=True))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The same policy twice, plain and quick, with adapters that do something."""
+    return nudge(policy_for(SMALL)), nudge(quick(policy_for(SMALL)))
+
+
+def test_a_quick_policy_samples_the_same_words_from_the_same_draws(pair):
+    rows = step_rows(load_rows("shapes", "train"), 4, 0, 0)
+    for temperature in (1.0, 0.0):
+        plain, sped = (
+            generate_rollouts(
+                policy,
+                rows,
+                group_size=4,
+                max_new_tokens=32,
+                temperature=temperature,
+                rng=torch.Generator().manual_seed(1),
+            )
+            for policy in pair
+        )
+        assert plain.texts == sped.texts
+        assert torch.equal(plain.completion_ids, sped.completion_ids)
+    assert len(set(plain.texts)) > 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"cpl_weight": 0.0}, {"advantage_gate": False, "micro_batch_size": 3}])
+def test_a_quick_policy_has_the_same_losses_and_gradients(pair, changes):
+    """The optimizer's step is the gradient itself: SGD with learning rate 1."""
+    rows, config, moved, metrics = step_rows(load_rows("shapes", "train"), 2, 3, 0), replace(SMALL, **changes), [], []
+    for policy in pair:
+        before = snapshot(policy)
+        metrics.append(cppo_step(policy, torch.optim.SGD(policy.trainable, lr=1.0), rows, config, 3)[0])
+        moved.append(torch.cat([(a - b).flatten() for a, b in zip(before, policy.trainable, strict=True)]).detach())
+        put(policy, before)
+    assert moved[0].norm() > 1e-3
+    torch.testing.assert_close(moved[1], moved[0], atol=2e-6, rtol=1e-3)
+    for name in ("reward", "policy_loss", "kl", "cpl", "entropy_shift", "gated_rows", "perturbed_rows"):
+        assert getattr(metrics[1], name) == pytest.approx(getattr(metrics[0], name), abs=1e-5), name
+
+
+def test_a_quick_reference_is_the_base_model_and_merged_weights_follow_the_optimizer(pair):
+    plain, sped = pair
+    prompts = plain.encode([row["image"] for row in split_rows("test", count=2)], ["How many red shapes?"] * 2)
+    ids, mask = torch.full((2, 3), 7), torch.ones(2, 3, dtype=torch.bool)
+    with torch.no_grad():
+        before = sped.score(prompts, ids, mask)
+    with plain.reference(), sped.reference():
+        torch.testing.assert_close(sped.score(prompts, ids, mask), plain.score(prompts, ids, mask), atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(sped.score(prompts, ids, mask), before, atol=1e-3)
+    now, optimizer = snapshot(sped), torch.optim.AdamW(sped.trainable, lr=0.01)
+    sped.score(prompts, ids, mask).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert not torch.allclose(sped.score(prompts, ids, mask), before, atol=1e-3)
+    put(sped, now)
+    with torch.no_grad():
+        assert torch.equal(sped.score(prompts, ids, mask), before)
+    assert sum(isinstance(module, QuickLora) for module in sped.model.modules()) == 21 + 12
+
+
+def test_prompts_are_the_same_only_if_image_and_question_are(pair):
+    image, other = (row["image"] for row in split_rows("test", count=2))
+    questions = ["How many red shapes?"] * 3 + ["How many blue shapes?"] * 2
+    first, of_row = distinct(pair[0].encode([image, image, other, other, image], questions))
+    assert of_row.tolist() == [0, 0, 1, 2, 3]
+    assert len(first) == 4
 
 
 def test_the_arm_is_trained_as_train_does_and_the_probes_change_nothing(tmp_path, monkeypatch):

@@ -62,11 +62,11 @@ def gradient(policy: Policy, batch: Batch, config: CPPOConfig) -> Tensor:
 def parameters_at(policy: Policy, values: list[Tensor]) -> Iterator[None]:
     """Inside, the trainable parameters are `values`; afterwards they are what they were."""
     now = snapshot(policy)
-    _set(policy, values)
+    put(policy, values)
     try:
         yield
     finally:
-        _set(policy, now)
+        put(policy, now)
 
 
 def snapshot(policy: Policy) -> list[Tensor]:
@@ -75,7 +75,8 @@ def snapshot(policy: Policy) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _set(policy: Policy, values: list[Tensor]) -> None:
+def put(policy: Policy, values: list[Tensor]) -> None:
+    """Give the trainable parameters these values."""
     for parameter, value in zip(policy.trainable, values, strict=True):
         parameter.copy_(value)
 

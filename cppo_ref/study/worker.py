@@ -1,9 +1,8 @@
-"""One run of the study, in a process and on a thread of its own: python -m cppo_ref.study.worker '{"base": "tiny", …}'."""
+"""One run of the study, in a process and on a thread of its own."""
 
 import json
 import platform
 import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from cppo_ref.policy import Policy, policy_for
 from cppo_ref.study.metrics import Examples, evaluation_rows, final_metrics, reach
 from cppo_ref.study.plan import Run
 from cppo_ref.study.probes import PROBE_IMAGES, batch_auroc, gradient_alignment, parameters_at, snapshot, validation
-from cppo_ref.study.speed import dequantize_once
+from cppo_ref.study.speed import ARITHMETIC, quick
 from cppo_ref.study.store import CURVE_COLUMNS, KEY, result_path, write_aside
 from cppo_ref.training import cppo_step
 from cppo_ref.updates import Batch, NonFiniteError
@@ -37,8 +36,7 @@ def execute(run: Run) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     start, config, made_by = time.perf_counter(), run.config, provenance(run)
-    policy = policy_for(config)
-    dequantize_once(policy)
+    policy = quick(policy_for(config))
     curve = train_arm(policy, run, config)
     rows = evaluation_rows(config.level, run.split, run.images)
     measured = final_metrics(policy, rows, run.seed)
@@ -114,7 +112,7 @@ def provenance(run: Run) -> dict[str, str]:
     commit = _git("describe", "--always").strip() + ("-dirty" if _git("status", "--porcelain", "--", ".") else "")
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}"
     machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {"config_hash": run.config_hash, "commit": commit, "versions": f"{versions}, {machine}"}
+    return {"config_hash": run.config_hash, "commit": commit, "versions": f"{versions}, {machine}, {ARITHMETIC}"}
 
 
 def _git(*arguments: str) -> str:
@@ -130,7 +128,3 @@ def main(argument: str) -> None:
     quiet()
     run = Run(**json.loads(argument))
     write_aside(result_path(run), (json.dumps(execute(run)) + "\n").encode())
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
