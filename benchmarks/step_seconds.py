@@ -8,7 +8,6 @@ study's runs use (cppo_ref/study/speed.py). Each arm learns as it goes, on base 
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from cppo_ref.policy import policy_for
 from cppo_ref.study.analysis import bootstrap_interval
 from cppo_ref.study.arms import MAIN
 from cppo_ref.study.plan import Run
-from cppo_ref.study.speed import quick
+from cppo_ref.study.speed import ARITHMETIC, quick
 from cppo_ref.study.store import csv_bytes, write_aside
 from cppo_ref.study.worker import provenance
 from cppo_ref.training import cppo_step
@@ -52,6 +51,7 @@ def measure(arms: list[str], steps: int, implementation: str) -> dict[str, np.nd
 def table(seconds: dict[str, np.ndarray], implementation: str) -> list[dict]:
     """One row per arm: its seconds, and their ratio to GRPO's in the same step with a 95 % interval over steps."""
     made_by = {name: value for name, value in provenance(Run("tiny", "grpo", 0)).items() if name in COLUMNS}
+    made_by["versions"] = made_by["versions"].removesuffix(f", {ARITHMETIC}")  # the implementation says it
     rows = []
     for arm, values in seconds.items():
         ratios = values / seconds["grpo"]

@@ -1,6 +1,6 @@
 """Write the study's tables into docs/results.md and README from the committed results; with --check, only compare.
 
---figures draws docs/images/forest.png and regimes.png as well.
+--figures draws docs/images/forest.png, arms.png and regimes.png as well.
 """
 
 # ruff: noqa: E501 (the page is prose)
@@ -9,20 +9,24 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from blocks import filled, write_or_check
 
 from cppo_ref.plots import save_figure
 from cppo_ref.study.analysis import PRIMARY_BASES, PRIMARY_PAIRS, difference, primary_family
+from cppo_ref.study.arms import TIME_RATIO
 from cppo_ref.study.bases import BASES
-from cppo_ref.study.figures import forest_plot, regime_map
+from cppo_ref.study.costs import price_table
+from cppo_ref.study.dilution import dilution_table
+from cppo_ref.study.figures import arms_plot, forest_plot, regime_map
 from cppo_ref.study.hypotheses import SEEDS, seeds_of, whole_arms
 from cppo_ref.study.report import (
     ANSWERS,
     TOKENS,
+    against_baselines,
     alignment_table,
     complete,
     coverage_table,
+    curves_of,
     detector_table,
     differences_table,
     final_rows,
@@ -33,6 +37,7 @@ from cppo_ref.study.report import (
     questions_table,
     regimes,
 )
+from cppo_ref.study.robustness import replica_table, sweeps_table
 from cppo_ref.study.store import read_csv, read_parquet
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +46,7 @@ ROWS = read_csv(RESULTS / "study.csv")
 FINAL = final_rows(ROWS)
 WHOLE = whole_arms(FINAL)  # an arm is shown when all of its seeds are there
 CURVES = read_parquet(RESULTS / "curves.parquet")
+COSTS = read_csv(RESULTS / "step_seconds.csv")
 BASE_WORDS = {
     "tiny": "never shown preserving shifts",
     "robust": "shown preserving shifts in pretraining",
@@ -83,17 +89,13 @@ def bases() -> list[str]:
 
 
 def cost() -> str:
-    """How much more time a CPPO step takes, and what GRPO does with as much time."""
-    runs = {arm: [row for row in FINAL if (row["base"], row["arm"]) == ("tiny", arm)] for arm in ("grpo", "cppo")}
-    seconds = {arm: np.mean([float(row["seconds"]) for row in rows]) for arm, rows in runs.items()}
-    said = (
-        f"80 steps take {seconds['grpo']:.0f} CPU seconds with GRPO and {seconds['cppo']:.0f} with CPPO on `tiny`, one thread: "
-        f"a ratio of {seconds['cppo'] / seconds['grpo']:.2f}."
-    )
+    """How much more time CPPO's steps take, and what GRPO does with as much time."""
+    said = price_table(WHOLE, COSTS)
     if not seeds_of(WHOLE, "tiny", "grpo_equal_time"):
-        return f"{said} GRPO at equal time (`grpo_equal_time`) is not run yet."
-    found = difference(FINAL, "tiny", "cppo", "grpo_equal_time")
-    return f"{said} CPPO minus GRPO with 1.75 times the steps, on shifted images: {found}."
+        return f"{said}\n\nGRPO at equal time (`grpo_equal_time`) is not run yet."
+    pairs = (("shifted", "shift_avg_at_8"), ("plain", "avg_at_8"))
+    found = [f"{images} images {difference(WHOLE, 'tiny', 'cppo', 'grpo_equal_time', metric)}" for images, metric in pairs]
+    return f"{said}\n\nCPPO minus GRPO with {TIME_RATIO} times the steps, on `tiny`: {'; '.join(found)}."
 
 
 def failures() -> str:
@@ -137,8 +139,11 @@ FROM_RUNS = {
     "differences": differences,
     "questions": lambda: questions_table(FINAL),
     "hypotheses": lambda: hypotheses_table(ROWS, CURVES),
-    "alignment": lambda: alignment_table(CURVES),
+    "alignment": lambda: alignment_table(curves_of(WHOLE, CURVES)),
+    "dilution": lambda: dilution_table(WHOLE, CURVES),
     "cost": cost,
+    "replica": lambda: replica_table(FINAL, read_csv(RESULTS / "replica" / "study.csv")),
+    "sweeps": lambda: sweeps_table(ROWS),
 }
 BLOCKS = {name: after_all_runs(make) for name, make in FROM_RUNS.items()} | {
     "detector": lambda: detector_table(read_csv(RESULTS / "detector.csv")),
@@ -152,6 +157,9 @@ def draw() -> None:
     if not complete(FINAL):
         return
     save_figure(forest_plot([found for found, _, _ in primary_family(FINAL)]), IMAGES / "forest.png")
+    panels = {"avg@8, shifted images": "shift_avg_at_8", "avg@8, plain images": "avg_at_8"}
+    arms = {label: against_baselines(WHOLE, "tiny", metric) for label, metric in panels.items()}
+    save_figure(arms_plot(arms), IMAGES / "arms.png")
     save_figure(regime_map(regimes(WHOLE), metric="avg@8"), IMAGES / "regimes.png")
 
 

@@ -1,6 +1,7 @@
 """The hypotheses' rules on made-up rows whose outcome is plain, the results page's tables, and the failure gallery."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,16 @@ from policies import nudge
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.policy import load_policy
+from cppo_ref.study.costs import price_table, step_cost
+from cppo_ref.study.figures import arms_plot
 from cppo_ref.study.gallery import Token, cases, cell_change, look, observe, over_prompts, show_case, summary
 from cppo_ref.study.hypotheses import outcomes, whole_arms
 from cppo_ref.study.report import (
+    against_baselines,
     alignment_table,
     complete,
     coverage_table,
+    curves_of,
     detector_table,
     differences_table,
     final_rows,
@@ -24,6 +29,7 @@ from cppo_ref.study.report import (
     questions_table,
     regimes,
 )
+from cppo_ref.study.robustness import replica_table, sweeps_table
 from cppo_ref.study.store import METRICS
 
 NOISE = [0.001 * (-1) ** seed for seed in range(10)]  # paired differences of ±0.002 around what is asked for
@@ -209,6 +215,60 @@ def test_tables_show_what_was_run_and_nothing_else():
     assert whole_arms([*rows, *rows_of("tiny", "pull", seeds=range(9))]) == rows
 
 
+def test_arms_are_compared_with_grpo_on_the_same_part_of_the_model():
+    values = {"grpo": 0.6, "cppo": 0.7, "grpo_language": 0.5, "cppo_language": 0.55, "cppo_vision": 0.9}
+    rows = [row for arm, value in values.items() for row in rows_of("tiny", arm, value)]
+    found = against_baselines(rows, "tiny")  # grpo_vision was not run
+    assert [(one.arm, one.other, round(one.value, 6)) for one in found] == [
+        ("cppo", "grpo", 0.1),
+        ("cppo_language", "grpo_language", 0.05),
+    ]
+    plain = [replace(one, value=0.0, low=-0.01, high=0.01) for one in found]
+    left, right = arms_plot({"shifted": found, "plain": plain}).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["cppo − grpo", "cppo_language − grpo_language"]
+    marks = [[line.get_marker() for line in ax.lines if len(line.get_xdata()) == 1] for ax in (left, right)]
+    assert marks == [["^", "^"], ["o", "o"]]
+    with pytest.raises(AssertionError, match="different arms"):
+        arms_plot({"shifted": found, "plain": plain[::-1]})
+
+
+def test_the_price_by_hand():
+    """Steps to the target, times what a step costs."""
+    rows = [*rows_of("tiny", "grpo", steps_to_80=60), *rows_of("tiny", "cppo", steps_to_80=50)]
+    rows = [row | {"steps_to_80": "" if (row["arm"], row["seed"]) == ("cppo", "3") else row["steps_to_80"]} for row in rows]
+    rows += [row | {"steps_to_80": ""} for row in rows_of("tiny", "grpo_equal_time")]
+    one, more = {"arm": "grpo", "ratio": "1", "low": "1", "high": "1"}, {"arm": "cppo", "low": "1.4", "high": "1.6"}
+    costs = [one | {"implementation": "train"}, more | {"implementation": "train", "ratio": "1.5"}]
+    costs += [more | {"implementation": "study", "ratio": "1.7"}]
+    assert step_cost(costs, "cppo") == 1.5 and step_cost(costs, "cppo", "study") == 1.7
+    assert price_table(rows, costs).splitlines()[2:] == [
+        "| `grpo` | 1.00 [1.00, 1.00] | 1.00 | 10 of 10 | 60 | 60 |",
+        "| `cppo` | 1.50 [1.40, 1.60] | 1.70 [1.40, 1.60] | 9 of 10 | 50 | 75 |",
+        "| `grpo_equal_time` | 1.00 | 1.00 | 0 of 10 | – | – |",
+    ]
+
+
+def test_two_machines_by_hand():
+    first = [*rows_of("tiny", "grpo", 0.6), *rows_of("tiny", "cppo", 0.7)]
+    again = [*rows_of("tiny", "grpo", 0.62, range(3)), *rows_of("tiny", "cppo", 0.69, range(4))]
+    (line,) = [line for line in replica_table(first, again).splitlines() if line.startswith("| shifted avg@8")]
+    assert line.split(" | ")[1:3] == ["0.010", "0.020"]
+    assert line.split(" | ")[3].startswith("+0.10") and line.split(" | ")[4].startswith("+0.07")
+    assert line.split(" | ")[3].split()[0] == "+0.101"  # of the first three seeds, whose noise does not cancel
+
+
+def test_sweeps_are_compared_with_the_default_on_validation_seeds():
+    late = range(100, 105)
+    values = {"cppo": 0.7, "grpo": 0.6, "cppo-tau=0.3": 0.75, "grpo-level=hard": 0.3, "cppo-level=hard": 0.35}
+    rows = [row for arm, value in values.items() for row in rows_of("tiny", arm, value, late)]
+    rows += [*rows_of("tiny", "cppo", 0.1), *rows_of("tiny", "cppo-tau=1.0", 0.8, range(100, 104))]  # test seeds; one missing
+    lines = sweeps_table(rows).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| `cppo-tau=0.3`", "| `cppo-level=hard`"]
+    assert lines[0].startswith("| `cppo-tau=0.3` | `cppo` | ") and " | +0.05" in lines[0]
+    assert lines[1].startswith("| `cppo-level=hard` | `grpo-level=hard` | ")
+    assert sweeps_table(rows_of("tiny", "cppo")) == "Not run yet."
+
+
 def test_the_regime_map_has_a_cell_for_every_base_that_was_run():
     cells = regimes(family(0.6))
     assert len(cells) == 2 * 3 * 2
@@ -220,6 +280,8 @@ def test_gradients_are_averaged_over_the_run_and_then_over_seeds():
     other = [*curve_of("cppo", 9.0, 9.0, [100]), *curve_of("cpl_only", 9.0, 9.0)]  # a validation seed; no GRPO to compare with
     (line,) = alignment_table([*curve_of("cppo", 0.25, 0.5), *other]).splitlines()[2:]
     assert line == "| tiny | `cppo` | +0.250 [+0.250, +0.250] | 0.500 [0.500, 0.500] |"
+    kept = curves_of(rows_of("tiny", "cppo"), [*curve_of("cppo", 0.25, 0.5), *other])
+    assert kept == curve_of("cppo", 0.25, 0.5)
 
 
 def test_the_detector_table_averages_over_seeds():

@@ -22,6 +22,12 @@ class Arm:
     question: str
     step_ratio: float = 1.0  # steps of this arm, as a multiple of the study's
 
+    @property
+    def baseline(self) -> str:
+        """The arm that this one is compared with: GRPO, with adapters on the same part of the model."""
+        scope = self.changes.get("lora_scope")
+        return f"grpo_{scope}" if scope else "grpo"
+
 
 GRPO = {"cpl_weight": 0.0}
 # PAPO-G (arXiv 2507.06448, its 3B script): maximise 0.02 · k3 to a view with 60 % of the patches black, on all tokens and rows

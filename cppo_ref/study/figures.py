@@ -42,6 +42,34 @@ def forest_plot(
     return fig
 
 
+def arms_plot(panels: Mapping[str, Sequence[Difference]], *, margin: float = MARGIN, limit: float = 0.12) -> Figure:
+    """Many arms on one base: a panel per metric, a line per arm, its difference with the 95 % interval.
+
+    Args:
+        panels: label of the metric -> differences of the same arms in the same order.
+        margin: half the width of the grey band, the differences that count as equal.
+        limit: a difference beyond ± this is written at the edge instead.
+    """
+    pairs = [(one.arm, one.other) for one in next(iter(panels.values()))]
+    with style():
+        fig, axes = plt.subplots(1, len(panels), figsize=(3 + 3.1 * len(panels), 1.1 + 0.32 * len(pairs)), sharey=True)
+        for ax, (label, found) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+            assert [(one.arm, one.other) for one in found] == pairs, "panels show different arms"
+            ax.axvspan(-margin, margin, color="#e4e4e4", zorder=0)
+            ax.axvline(0, color=BLACK, lw=1)
+            for y, one in enumerate(found):
+                color = BLUE if one.low > 0 else VERMILION if one.high < 0 else "#777777"
+                if abs(one.value) > limit:
+                    side, text = np.sign(one.value), f"◄ {one.value:+.3f}" if one.value < 0 else f"{one.value:+.3f} ►"
+                    ax.text(side * limit, y, text, ha="left" if side < 0 else "right", va="center", color=color, fontsize=9)
+                    continue
+                ax.plot([one.low, one.high], [y, y], color=color, lw=1.8)
+                ax.plot(one.value, y, "^" if one.low > 0 else "v" if one.high < 0 else "o", color=color, ms=6)
+            ax.set(xlabel=f"difference in {label}", ylim=(len(pairs) - 0.5, -0.5), xlim=(-1.02 * limit, 1.02 * limit))
+        np.atleast_1d(axes)[0].set_yticks(range(len(pairs)), [f"{arm} − {other}" for arm, other in pairs], fontsize=9)
+    return fig
+
+
 def regime_map(
     cells: Mapping[tuple[str, str], tuple[Difference, str]], *, metric: str = "avg@8 on shifted images", limit: float = 0.15
 ) -> Figure:

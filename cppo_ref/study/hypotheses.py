@@ -120,8 +120,7 @@ def where_it_hurts_it_fights(rows: Rows, curves: Rows) -> tuple[str, str]:
         raise InputError("no arm with CPL was run on base tiny: run them first")
     below, fights, peaceful = [], [], []
     for arm in measured:
-        scope = arm.changes.get("lora_scope")
-        found = difference(rows, "tiny", arm.name, f"grpo_{scope}" if scope else "grpo", "avg_at_8")
+        found = difference(rows, "tiny", arm.name, arm.baseline, "avg_at_8")
         if found.high >= 0:
             continue
         cosine = bootstrap_interval(per_seed(curves, "tiny", arm.name, "gradient_cosine"))

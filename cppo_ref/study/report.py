@@ -38,9 +38,6 @@ SHOWN = {
     "consistency": "consistency",
     "sensitivity": "sensitivity (nats)",
     "detector_auroc": "AUROC",
-    "steps_to_80": "steps to 0.8",
-    "seconds_to_80": "seconds to 0.8",
-    "seconds": "seconds",
 }
 # what a reviewer of single runs would ask: (what is compared, with which arm, on which metric)
 QUESTIONS = {
@@ -63,6 +60,12 @@ TOKENS = ("perception", "shift_perception", "reasoning", "shift_reasoning", "sen
 def final_rows(rows: Rows, seeds: Sequence[int] = SEEDS) -> Rows:
     """The trained arms on test images with the protocol's seeds: what primary and secondary results are computed from."""
     return [row for row in rows if int(row["seed"]) in seeds and row["arm"] != "untrained"]
+
+
+def curves_of(rows: Rows, curves: Rows) -> Rows:
+    """The curves of the runs in `rows`."""
+    runs = {(row["base"], row["arm"], int(row["seed"])) for row in rows}
+    return [point for point in curves if (point["base"], point["arm"], int(point["seed"])) in runs]
 
 
 def complete(rows: Rows, seeds: Sequence[int] = SEEDS) -> bool:
@@ -107,8 +110,7 @@ def _mean(rows: Rows, metric: str) -> str:
     values = [float(row[metric]) for row in rows if row[metric] != ""]
     if not values:
         return "–"
-    whole = "seconds" in metric or "steps" in metric
-    return f"{np.mean(values):.{0 if whole else 3}f}"
+    return f"{np.mean(values):.3f}"
 
 
 def differences_table(rows: Rows, base: str, metrics: Sequence[str], other: str = "grpo") -> str:
@@ -136,6 +138,12 @@ def questions_table(rows: Rows, base: str = "tiny") -> str:
             lines.append([question, f"{what}, CPPO − `{other}`", difference(rows, base, "cppo", other, metric).interval])
             question = ""
     return table(["question", f"measured on `{base}`", "difference [95 %]"], lines)
+
+
+def against_baselines(rows: Rows, base: str, metric: str = PRIMARY_METRIC) -> list[Difference]:
+    """Every arm minus its baseline, GRPO with adapters on the same part of the model, as far as they were run on `base`."""
+    pairs = [(arm.name, arm.baseline) for arm in MAIN if arm.name != arm.baseline]
+    return [difference(rows, base, *pair, metric) for pair in pairs if all(seeds_of(rows, base, name) for name in pair)]
 
 
 def missed_table(rows: Rows) -> str:

@@ -1,0 +1,72 @@
+"""Dilution against plane geometry and made-up curves whose reading is plain."""
+
+import math
+
+import pytest
+
+from cppo_ref.study.arms import ARMS
+from cppo_ref.study.dilution import dilution_table, final_points, predicted, share
+
+
+@pytest.mark.parametrize(
+    ("cosine", "ratio", "expected"),
+    [
+        (0.0, 0.0, 1.0),
+        (0.0, 1.0, math.sqrt(0.5)),  # a right angle, equal lengths: 45 degrees
+        (0.5, 1.0, math.cos(math.radians(30))),  # 60 degrees, equal lengths: the sum halves the angle
+        (1.0, 3.0, 1.0),
+        (-1.0, 2.0, -1.0),  # the longer one wins
+        (-1.0, 1.0, 0.0),
+    ],
+)
+def test_the_share_is_the_cosine_of_the_sum_with_the_first(cosine, ratio, expected):
+    assert share(cosine, ratio) == pytest.approx(expected)
+
+
+NAN = float("nan")
+
+
+def curves_of(arm, end, seeds=range(10)):
+    """Plain accuracy rises on a straight line from 0 to `end` in 80 steps; gradients at a right angle, 3 to 4."""
+    rows = []
+    for seed in seeds:
+        for step in range(0, 81, 10):
+            probes = {"gradient_cosine": 0.0, "gradient_ratio": 0.75} if arm != "grpo" and step else {}
+            swing = 0.002 * (seed % 3 - 1) * (arm != "grpo")  # so that paired differences have some spread
+            heights = {"validation_avg_at_8": end * step / 80 + swing}
+            rows.append(
+                {"base": "tiny", "arm": arm, "seed": seed, "step": step + 5} | _no_probes() | {"validation_avg_at_8": NAN}
+            )
+            rows.append({"base": "tiny", "arm": arm, "seed": seed, "step": step, **heights} | _no_probes() | probes)
+    return rows
+
+
+def _no_probes():
+    return {"gradient_cosine": None, "gradient_ratio": None}
+
+
+def runs_of(*arms):
+    return [{"base": "tiny", "arm": arm, "seed": str(seed), "steps": "80"} for arm in arms for seed in range(10)]
+
+
+def test_an_arm_is_predicted_to_be_where_its_baseline_is_after_a_share_of_the_steps():
+    curves = [*curves_of("grpo", 0.8), *curves_of("cppo", 0.64)]
+    kept, change = predicted(curves, "tiny", ARMS["cppo"])
+    assert kept == pytest.approx(0.8)  # 3, 4, 5
+    assert change == pytest.approx(-0.16)
+
+
+@pytest.mark.parametrize(("end", "word"), [(0.64, "explains it"), (0.5, "too little"), (0.75, "too much")])
+def test_the_prediction_is_held_against_the_observed_interval(end, word):
+    curves = [*curves_of("grpo", 0.8), *curves_of("cppo", end), *curves_of("pull", 0.64, range(9))]
+    lines = dilution_table(runs_of("grpo", "cppo"), curves).splitlines()[2:]
+    assert len(lines) == 1  # pull has curves but no rows
+    assert lines[0].startswith("| tiny | `cppo` | 0.80 | -0.1")
+    assert lines[0].endswith(f"| {word} |")
+
+
+def test_the_last_probe_is_that_of_the_last_step():
+    curves = curves_of("grpo", 0.8, [0])
+    assert final_points([{"base": "tiny", "arm": "grpo", "seed": "0", "steps": "40"}], curves) == [
+        {"base": "tiny", "arm": "grpo", "seed": "0", "validation_avg_at_8": "0.4"}
+    ]
