@@ -93,6 +93,8 @@ def regime_map(
             ax.text(
                 *place, f"{found.value:+.3f}\n{word}", ha="center", va="center", fontsize=9, color="white" if dark else BLACK
             )
+        for row, column in np.argwhere(np.isnan(values)):
+            ax.text(column, row, "not run", ha="center", va="center", fontsize=9, color="#777777")
         ax.set_xticks(range(len(columns)), columns)
         ax.set_yticks(range(len(rows)), rows)
         ax.grid(False)
