@@ -108,5 +108,5 @@ def test_pip_finds_everything_among_colabs_versions(tmp_path):
 def test_the_dry_run_would_notice_a_version_that_colab_does_not_have(tmp_path):
     make_wheel(tmp_path, "torch", COLAB["torch"])
     make_wheel(tmp_path, "cppo_ref", "0.1.0", ["torch>=99"])
-    with pytest.raises(AssertionError, match="No matching distribution|ResolutionImpossible"):
+    with pytest.raises(AssertionError, match=r"No matching distribution|ResolutionImpossible"):
         dry_run(tmp_path, "cppo_ref")
