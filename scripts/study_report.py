@@ -1,6 +1,6 @@
 """Write the study's tables into docs/results.md and README from the committed results; with --check, only compare.
 
---figures draws docs/images/forest.png, arms.png and regimes.png as well.
+--figures draws docs/images/forest.png, arms.png, sweeps.png and regimes.png as well.
 """
 
 # ruff: noqa: E501 (the page is prose)
@@ -37,7 +37,7 @@ from cppo_ref.study.report import (
     questions_table,
     regimes,
 )
-from cppo_ref.study.robustness import replica_table, sweeps_table
+from cppo_ref.study.robustness import replica_table, sweeps_table, swept
 from cppo_ref.study.store import read_csv, read_parquet
 
 ROOT = Path(__file__).parent.parent
@@ -160,6 +160,9 @@ def draw() -> None:
     panels = {"avg@8, shifted images": "shift_avg_at_8", "avg@8, plain images": "avg_at_8"}
     arms = {label: against_baselines(WHOLE, "tiny", metric) for label, metric in panels.items()}
     save_figure(arms_plot(arms), IMAGES / "arms.png")
+    sweeps = {label: swept(ROWS, metric) for label, metric in panels.items()}
+    if all(sweeps.values()):
+        save_figure(arms_plot(sweeps), IMAGES / "sweeps.png")
     save_figure(regime_map(regimes(WHOLE), metric="avg@8"), IMAGES / "regimes.png")
 
 

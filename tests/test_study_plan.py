@@ -228,7 +228,7 @@ def test_verification_compares_exactly_or_within_the_tolerance(place, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"suite": "all"}, "suite is 'all', expected one of main, sweeps, detector"),
+        ({"suite": "all"}, "suite is 'all', expected one of main, sweeps, mechanism, detector"),
         ({"arms": "gpro"}, "arm 'gpro' is not in suite main"),
         ({"base": "huge"}, "base is 'huge', expected one of tiny"),
         ({"base": "robust"}, "base 'robust' was not made yet: run python -m cppo_ref study --make-base robust"),

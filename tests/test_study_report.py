@@ -10,6 +10,7 @@ from policies import nudge
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.policy import load_policy
+from cppo_ref.study.analysis import Difference
 from cppo_ref.study.costs import price_table, step_cost
 from cppo_ref.study.figures import arms_plot
 from cppo_ref.study.gallery import Token, cases, cell_change, look, observe, over_prompts, show_case, summary
@@ -29,7 +30,7 @@ from cppo_ref.study.report import (
     questions_table,
     regimes,
 )
-from cppo_ref.study.robustness import replica_table, sweeps_table
+from cppo_ref.study.robustness import challenges, replica_table, sweeps_table
 from cppo_ref.study.store import METRICS
 
 NOISE = [0.001 * (-1) ** seed for seed in range(10)]  # paired differences of ±0.002 around what is asked for
@@ -264,9 +265,24 @@ def test_sweeps_are_compared_with_the_default_on_validation_seeds():
     rows += [*rows_of("tiny", "cppo", 0.1), *rows_of("tiny", "cppo-tau=1.0", 0.8, range(100, 104))]  # test seeds; one missing
     lines = sweeps_table(rows).splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == ["| `cppo-tau=0.3`", "| `cppo-level=hard`"]
-    assert lines[0].startswith("| `cppo-tau=0.3` | `cppo` | ") and " | +0.05" in lines[0]
-    assert lines[1].startswith("| `cppo-level=hard` | `grpo-level=hard` | ")
+    assert lines[0].startswith("| `cppo-tau=0.3` | `cppo` | +0.05") and lines[0].endswith("| **yes** |")
+    assert lines[1].startswith("| `cppo-level=hard` | `grpo-level=hard` | +0.05") and lines[1].endswith("| – |")
     assert sweeps_table(rows_of("tiny", "cppo")) == "Not run yet."
+
+
+@pytest.mark.parametrize(
+    ("shifted", "low", "plain", "passes"),
+    [
+        (0.03, 0.01, 0.0, True),
+        (0.03, 0.01, -0.02, True),  # "loses at most 0.02"
+        (0.03, 0.01, -0.021, False),
+        (0.03, -0.001, 0.0, False),
+        (0.02, 0.01, 0.0, False),  # "by more than 0.02"
+    ],
+)
+def test_the_rule_for_a_new_default(shifted, low, plain, passes):
+    found = [Difference("tiny", "a", "b", "m", value, least, 0.1, 0.0, 5) for value, least in ((shifted, low), (plain, -0.1))]
+    assert challenges(*found) is passes
 
 
 def test_the_regime_map_has_a_cell_for_every_base_that_was_run():

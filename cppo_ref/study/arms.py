@@ -99,7 +99,13 @@ SWEEPS = (
     Arm("cppo-level=hard", {"level": "hard"}, "a harder task: 4×4 cells, two colours"),
     Arm("grpo_augmented-level=hard", {**GRPO, "augment": 0.5, "level": "hard"}, "a harder task: 4×4 cells, two colours"),
 )
-SUITES = {"main": MAIN, "sweeps": SWEEPS, "detector": (UNTRAINED,)}
+# A test of dilution (cppo_ref/study/dilution.py) by intervention: on `tiny`, 0.89 of a CPPO step serves the reward.
+SHARE = 0.89
+MECHANISM = (
+    Arm("grpo_slower", {**GRPO, "learning_rate": 3e-4 * SHARE}, "does GRPO with a share of its step lose what CPPO loses?"),
+    Arm("cppo_faster", {"learning_rate": 3e-4 / SHARE}, "does CPPO with that share given back lose nothing?"),
+)
+SUITES = {"main": MAIN, "sweeps": SWEEPS, "mechanism": MECHANISM, "detector": (UNTRAINED,)}
 ARMS = {arm.name: arm for suite in SUITES.values() for arm in suite}
 
 

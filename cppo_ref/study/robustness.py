@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cppo_ref.study.analysis import PRIMARY_METRIC, difference, paired
+from cppo_ref.study.analysis import MARGIN, PRIMARY_METRIC, Difference, difference, paired
 from cppo_ref.study.arms import SWEEPS
 from cppo_ref.study.hypotheses import SWEEP_SEEDS, Rows, seeds_of
 from cppo_ref.study.report import SHOWN, table
@@ -29,16 +29,36 @@ def replica_table(rows: Rows, again: Rows, base: str = "tiny", pair: tuple[str, 
     return table(["", *arms, *(f"{pair[0]} − {pair[1]}, machine {number}" for number in (1, 2))], lines)
 
 
-def sweeps_table(rows: Rows, base: str = "tiny") -> str:
-    """Each swept value minus the default, on validation seeds and images; values whose seeds are all there."""
+def swept(rows: Rows, metric: str, base: str = "tiny") -> list[Difference]:
+    """Each swept value minus the default, on validation seeds and images; values whose seeds are all there.
+
+    On the hard level, which is another task and not another value of a setting, the arms are compared with GRPO.
+    """
     late = [row for row in rows if int(row["seed"]) in SWEEP_SEEDS]
-    lines = []
+    found = []
     for arm in SWEEPS:
         other = "grpo-level=hard" if "level" in arm.changes else arm.name.partition("-")[0]
-        if arm.name == other or any(seeds_of(late, base, name) != list(SWEEP_SEEDS) for name in (arm.name, other)):
-            continue
-        found = [difference(late, base, arm.name, other, metric).interval for metric in ("avg_at_8", PRIMARY_METRIC)]
-        lines.append([f"`{arm.name}`", f"`{other}`", *found])
+        whole = all(seeds_of(late, base, name) == list(SWEEP_SEEDS) for name in (arm.name, other))
+        if whole and arm.name != other:
+            found.append(difference(late, base, arm.name, other, metric))
+    return found
+
+
+def challenges(shifted: Difference, plain: Difference) -> bool:
+    """Whether a value passes the first half of the protocol's rule for a new default, the one about `tiny`.
+
+    More than 0.02 above the default on shifted images, the whole interval above 0, and at most 0.02 below it on plain ones.
+    """
+    return shifted.value > MARGIN and shifted.low > 0 and plain.value >= -MARGIN
+
+
+def sweeps_table(rows: Rows, base: str = "tiny") -> str:
+    """What was `swept`, and whether the protocol's rule makes a value a candidate for the default."""
+    lines = []
+    for plain, shifted in zip(*(swept(rows, metric, base) for metric in ("avg_at_8", PRIMARY_METRIC)), strict=True):
+        word = "–" if "level" in shifted.arm else "**yes**" if challenges(shifted, plain) else "no"
+        lines.append([f"`{shifted.arm}`", f"`{shifted.other}`", shifted.interval, plain.interval, word])
     if not lines:
         return "Not run yet."
-    return table(["arm", "minus", "plain avg@8 [95 %, 5 validation seeds]", "shifted avg@8"], lines)
+    header = ["arm", "minus", "shifted avg@8 [95 %, 5 validation seeds]", "plain avg@8", "candidate for the default"]
+    return table(header, lines)
