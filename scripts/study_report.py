@@ -13,14 +13,15 @@ from blocks import filled, write_or_check
 
 from cppo_ref.plots import save_figure
 from cppo_ref.study.analysis import PRIMARY_BASES, PRIMARY_PAIRS, difference, primary_family
-from cppo_ref.study.arms import TIME_RATIO
+from cppo_ref.study.arms import TIME_RATIO, UNTRAINED
 from cppo_ref.study.bases import BASES
 from cppo_ref.study.costs import price_table
-from cppo_ref.study.dilution import dilution_table
+from cppo_ref.study.dilution import dilution_table, intervention_table
 from cppo_ref.study.figures import arms_plot, forest_plot, regime_map
 from cppo_ref.study.hypotheses import SEEDS, seeds_of, whole_arms
 from cppo_ref.study.report import (
     ANSWERS,
+    SHOWN,
     TOKENS,
     against_baselines,
     alignment_table,
@@ -33,20 +34,22 @@ from cppo_ref.study.report import (
     hypotheses_table,
     levels_table,
     missed_table,
+    moved_table,
     primary_table,
     questions_table,
     regimes,
 )
-from cppo_ref.study.robustness import replica_table, sweeps_table, swept
+from cppo_ref.study.robustness import pictures_table, replica_table, sweeps_table, swept
 from cppo_ref.study.store import read_csv, read_parquet
 
 ROOT = Path(__file__).parent.parent
 RESULTS, IMAGES = ROOT / "data" / "results", ROOT / "docs" / "images"
 ROWS = read_csv(RESULTS / "study.csv")
 FINAL = final_rows(ROWS)
-WHOLE = whole_arms(FINAL)  # an arm is shown when all of its seeds are there
+WHOLE = whole_arms(ROWS)  # an arm, or the untrained base, is shown when all of its seeds are there
 CURVES = read_parquet(RESULTS / "curves.parquet")
 COSTS = read_csv(RESULTS / "step_seconds.csv")
+CONCLUSIONS = {frozenset({"helps"}): "CPPO helps", frozenset({"equal"}): "CPPO makes no difference that matters"}
 BASE_WORDS = {
     "tiny": "never shown preserving shifts",
     "robust": "shown preserving shifts in pretraining",
@@ -61,7 +64,7 @@ def answer() -> str:
     for base in PRIMARY_BASES:
         (plain, said), (augmented, said_too) = (family[base, other] for _, other in PRIMARY_PAIRS)
         price = difference(FINAL, base, "cppo", "grpo", "avg_at_8")
-        conclusion = "CPPO helps" if {said, said_too} == {"helps"} else "not shown that CPPO helps"
+        conclusion = CONCLUSIONS.get(frozenset({said, said_too}), "not shown that CPPO helps")
         sentences.append(
             f"- **{base}** ({BASE_WORDS[base]}): **{conclusion}**. CPPO − GRPO {plain.interval}, *{said}*; CPPO − GRPO with "
             f"augmentation {augmented.interval}, *{said_too}*. On plain images CPPO − GRPO is {price.interval}."
@@ -70,17 +73,19 @@ def answer() -> str:
     return "\n".join([opening, "", *sentences])
 
 
-def levels() -> str:
-    """The levels of every base, one table each."""
-    return "\n\n".join(f"Base `{base}`:\n\n{levels_table(WHOLE, base)}" for base in bases())
+def moved() -> str:
+    """What was measured on every base, a table each."""
+    return "\n\n".join(moved_table(WHOLE, base) for base in bases())
 
 
-def differences() -> str:
-    """Arm minus GRPO on every base, two tables each."""
-    tables = [
-        (f"Base `{base}`:", *(differences_table(WHOLE, base, chosen) for chosen in (ANSWERS, TOKENS))) for base in bases()
-    ]
-    return "\n\n".join(text for one in tables for text in one)
+def every_arm() -> str:
+    """Levels and differences of all arms on every base, folded."""
+    folded = []
+    for base in bases():
+        tables = [levels_table(WHOLE, base), *(differences_table(WHOLE, base, chosen) for chosen in (ANSWERS, TOKENS))]
+        text = "\n\n".join(tables)
+        folded.append(f"<details><summary>Every arm on {base}: levels and differences</summary>\n\n{text}\n\n</details>")
+    return "\n\n".join(folded)
 
 
 def bases() -> list[str]:
@@ -88,14 +93,24 @@ def bases() -> list[str]:
     return [base for base in BASES if seeds_of(WHOLE, base, "grpo")]
 
 
+def status() -> str:
+    """What the tables are made from."""
+    trained = [row for row in ROWS if row["arm"] != UNTRAINED.name]
+    commits = ", ".join(f"`{name}`" for name in dict.fromkeys(row["commit"] for row in trained))
+    return f"{len(trained)} trainings, by the package's commits {commits}; see [what was run](#what-was-run)."
+
+
 def cost() -> str:
     """How much more time CPPO's steps take, and what GRPO does with as much time."""
     said = price_table(WHOLE, COSTS)
     if not seeds_of(WHOLE, "tiny", "grpo_equal_time"):
         return f"{said}\n\nGRPO at equal time (`grpo_equal_time`) is not run yet."
-    pairs = (("shifted", "shift_avg_at_8"), ("plain", "avg_at_8"))
-    found = [f"{images} images {difference(WHOLE, 'tiny', 'cppo', 'grpo_equal_time', metric)}" for images, metric in pairs]
-    return f"{said}\n\nCPPO minus GRPO with {TIME_RATIO} times the steps, on `tiny`: {'; '.join(found)}."
+    found = [
+        f"{shown} {difference(WHOLE, 'tiny', 'cppo', 'grpo_equal_time', metric).interval}"
+        for metric, shown in SHOWN.items()
+        if metric in ("avg_at_8", "shift_avg_at_8", "greedy", "shift_greedy")
+    ]
+    return f"{said}\n\nCPPO minus GRPO with {TIME_RATIO} times the steps, on `tiny`, ten seeds: {'; '.join(found)}."
 
 
 def failures() -> str:
@@ -135,19 +150,22 @@ FROM_RUNS = {
     "answer": answer,
     "primary": lambda: primary_table(FINAL),
     "missed": lambda: missed_table(FINAL),
-    "levels": levels,
-    "differences": differences,
+    "moved": moved,
+    "every_arm": every_arm,
     "questions": lambda: questions_table(FINAL),
     "hypotheses": lambda: hypotheses_table(ROWS, CURVES),
     "alignment": lambda: alignment_table(curves_of(WHOLE, CURVES)),
     "dilution": lambda: dilution_table(WHOLE, CURVES),
+    "intervention": lambda: intervention_table(WHOLE),
     "cost": cost,
     "replica": lambda: replica_table(FINAL, read_csv(RESULTS / "replica" / "study.csv")),
+    "pictures": lambda: pictures_table(WHOLE, CURVES, ROWS),
     "sweeps": lambda: sweeps_table(ROWS),
 }
 BLOCKS = {name: after_all_runs(make) for name, make in FROM_RUNS.items()} | {
     "detector": lambda: detector_table(read_csv(RESULTS / "detector.csv")),
     "failures": failures,
+    "status": status,
     "coverage": lambda: coverage_table(FINAL),
 }
 

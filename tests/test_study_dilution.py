@@ -5,7 +5,7 @@ import math
 import pytest
 
 from cppo_ref.study.arms import ARMS
-from cppo_ref.study.dilution import dilution_table, final_points, predicted, share
+from cppo_ref.study.dilution import dilution_table, final_points, intervention_table, predicted, share
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,12 @@ def test_the_share_is_the_cosine_of_the_sum_with_the_first(cosine, ratio, expect
 NAN = float("nan")
 
 
-def curves_of(arm, end, seeds=range(10)):
+def curves_of(arm, end, seeds=range(10), ratio=0.75):
     """Plain accuracy rises on a straight line from 0 to `end` in 80 steps; gradients at a right angle, 3 to 4."""
     rows = []
     for seed in seeds:
         for step in range(0, 81, 10):
-            probes = {"gradient_cosine": 0.0, "gradient_ratio": 0.75} if arm != "grpo" and step else {}
+            probes = {"gradient_cosine": 0.0, "gradient_ratio": ratio} if arm != "grpo" and step else {}
             swing = 0.002 * (seed % 3 - 1) * (arm != "grpo")  # so that paired differences have some spread
             heights = {"validation_avg_at_8": end * step / 80 + swing}
             rows.append(
@@ -56,13 +56,39 @@ def test_an_arm_is_predicted_to_be_where_its_baseline_is_after_a_share_of_the_st
     assert change == pytest.approx(-0.16)
 
 
-@pytest.mark.parametrize(("end", "word"), [(0.64, "explains it"), (0.5, "too little"), (0.75, "too much")])
+@pytest.mark.parametrize(("end", "word"), [(0.64, "compatible"), (0.5, "too little"), (0.75, "too much")])
 def test_the_prediction_is_held_against_the_observed_interval(end, word):
     curves = [*curves_of("grpo", 0.8), *curves_of("cppo", end), *curves_of("pull", 0.64, range(9))]
     lines = dilution_table(runs_of("grpo", "cppo"), curves).splitlines()[2:]
     assert len(lines) == 1  # pull has curves but no rows
     assert lines[0].startswith("| tiny | `cppo` | 0.80 | -0.1")
     assert lines[0].endswith(f"| {word} |")
+
+
+def test_nothing_is_explained_where_nothing_moved():
+    curves = [*curves_of("grpo", 0.8), *curves_of("cppo", 0.8, ratio=0.0)]
+    (line,) = dilution_table(runs_of("grpo", "cppo"), curves).splitlines()[2:]
+    assert line.endswith("| nothing to explain |")
+
+
+@pytest.mark.parametrize(
+    ("slower", "faster", "word"),
+    [(0.70, 0.80, "supported"), (0.75, 0.80, "refuted"), (0.70, 0.70, "refuted"), (0.715, 0.80, "undecided")],
+)
+def test_the_intervention_is_judged_by_the_log_of_the_protocol(slower, faster, word):
+    """GRPO 0.8 and CPPO 0.7 on plain images; spread over seeds ±0.01."""
+    plain = {"grpo": 0.8, "cppo": 0.7, "grpo_slower": slower, "cppo_faster": faster}
+    swing = {"grpo_slower": 0.01, "cppo_faster": 0.01}
+    rows = [
+        {"base": "tiny", "arm": arm, "seed": str(seed), "shift_avg_at_8": "0.5"}
+        | {"avg_at_8": str(value + swing.get(arm, 0.0) * (-1) ** seed)}
+        for arm, value in plain.items()
+        for seed in range(10)
+    ]
+    found = intervention_table(rows)
+    assert found.splitlines()[2].startswith("| `grpo_slower` − `cppo` |")
+    assert found.endswith(f"Dilution: **{word}**.")
+    assert intervention_table(rows[:-1]) == "Not run yet."
 
 
 def test_the_last_probe_is_that_of_the_last_step():

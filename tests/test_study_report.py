@@ -26,11 +26,12 @@ from cppo_ref.study.report import (
     final_rows,
     levels_table,
     missed_table,
+    moved_table,
     primary_table,
     questions_table,
     regimes,
 )
-from cppo_ref.study.robustness import challenges, replica_table, sweeps_table
+from cppo_ref.study.robustness import challenges, pictures_table, replica_table, sweeps_table
 from cppo_ref.study.store import METRICS
 
 NOISE = [0.001 * (-1) ** seed for seed in range(10)]  # paired differences of ±0.002 around what is asked for
@@ -178,6 +179,8 @@ def test_h8(plain, cosine, ratio, verdict):
     found = judged("H8", rows, curves)
     assert found.verdict == verdict
     assert found.evidence.startswith(f"{int(plain < 0.7)} of 2 arms measured")
+    group = {"supported": "against it", "refuted": "not"}.get(verdict, "open")
+    assert (f"{group}: verl" in found.evidence) is (plain < 0.7)
 
 
 def test_the_primary_family_is_complete_with_its_last_run_and_not_before():
@@ -202,18 +205,27 @@ def test_tables_show_what_was_run_and_nothing_else():
     ]
     compared = ("avg_at_8", "shift_avg_at_8", "perception")
     silent = [row | {"perception": "" if row["seed"] == "9" else row["perception"]} for row in rows]
-    (line,) = [line for line in differences_table(silent, "tiny", compared).splitlines() if line.startswith("| `cppo`")]
-    assert line.startswith("| `cppo` | 10 | +0.000 [+0.000, +0.000] | +0.100 [")
+    (line,) = [line for line in differences_table(silent, "tiny", compared).splitlines() if line.startswith("| `cppo` −")]
+    assert line.startswith("| `cppo` − `grpo` | 10 | +0.000 [+0.000, +0.000] | +0.100 [")
     assert line.endswith("+0.000 [+0.000, +0.000] (n = 9) |")  # a seed without percepts is not dropped in silence
     assert "`pull`" not in differences_table([*rows, *rows_of("tiny", "pull", seeds=[77])], "tiny", compared)
     assert len(missed_table(rows).splitlines()) == 8
     asked = questions_table(rows).splitlines()
     assert asked[2].startswith("| Is the gain larger than the luck of the seed? | shifted avg@8, CPPO − `grpo` | +0.100 [")
     assert asked[3].startswith("|  | plain avg@8, CPPO − `grpo` | +0.000")
-    assert asked[4].startswith("| Is it more than image augmentation? | shifted avg@8, CPPO − `grpo_augmented` | +0.100 [")
+    assert asked[6].startswith("| Is it more than image augmentation? | shifted avg@8, CPPO − `grpo_augmented` | +0.100 [")
     kept = final_rows([*rows, *rows_of("tiny", "untrained"), *rows_of("tiny", "cppo", seeds=[10, 100])])
     assert kept == rows
     assert whole_arms([*rows, *rows_of("tiny", "pull", seeds=range(9))]) == rows
+
+
+def test_what_moved_is_held_against_the_policy_before_training():
+    rows = [*rows_of("tiny", "untrained", blank=0.2), *rows_of("tiny", "grpo", blank=0.3), *rows_of("tiny", "cppo", blank=0.4)]
+    lines = moved_table(rows, "tiny").splitlines()
+    assert lines[0] == "| `tiny`, mean over seeds | `untrained` | `grpo` | `cppo` | `cppo` − `grpo` [95 %] |"
+    (line,) = [line for line in lines if line.startswith("| blank")]
+    assert line.startswith("| blank | 0.200 | 0.300 | 0.400 | +0.100 [+0.099")
+    assert levels_table(rows, "tiny").splitlines()[2].startswith("| `untrained` | 10 | 0.500 |")
 
 
 def test_arms_are_compared_with_grpo_on_the_same_part_of_the_model():
@@ -224,6 +236,8 @@ def test_arms_are_compared_with_grpo_on_the_same_part_of_the_model():
         ("cppo", "grpo", 0.1),
         ("cppo_language", "grpo_language", 0.05),
     ]
+    table = differences_table(rows, "tiny", ["shift_avg_at_8"]).splitlines()
+    assert table[3].startswith("| `cppo_language` − `grpo_language` | 10 | +0.050 [") and len(table) == 4
     plain = [replace(one, value=0.0, low=-0.01, high=0.01) for one in found]
     left, right = arms_plot({"shifted": found, "plain": plain}).axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["cppo − grpo", "cppo_language − grpo_language"]
@@ -256,6 +270,20 @@ def test_two_machines_by_hand():
     assert line.split(" | ")[1:3] == ["0.010", "0.020"]
     assert line.split(" | ")[3].startswith("+0.10") and line.split(" | ")[4].startswith("+0.07")
     assert line.split(" | ")[3].split()[0] == "+0.101"  # of the first three seeds, whose noise does not cancel
+
+
+def test_other_pictures_by_hand():
+    rows, late = family(0.6), rows_of("robust", "cppo", 0.7, range(100, 105)) + rows_of("robust", "grpo", 0.6, range(100, 105))
+    height = {"cppo": 0.5, "grpo": 0.7, "grpo_augmented": 0.4}
+    curves = [
+        {"base": row["base"], "arm": row["arm"], "seed": int(row["seed"]), "step": step}
+        | {"validation_shift_avg_at_8": height[row["arm"]] if step else 0.0}
+        for row in rows
+        for step in (0, 80)
+    ]
+    lines = pictures_table([row | {"steps": "80"} for row in rows], curves, [*rows, *late]).splitlines()[2:]
+    assert lines[2].startswith("| robust | cppo − grpo | +0.000 [") and "| -0.200 [-0.200, -0.200] | +0.100 [" in lines[2]
+    assert lines[3].endswith("| +0.100 [+0.100, +0.100] | not run |")
 
 
 def test_sweeps_are_compared_with_the_default_on_validation_seeds():

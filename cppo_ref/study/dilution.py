@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from cppo_ref.config import InputError
-from cppo_ref.study.analysis import difference
-from cppo_ref.study.arms import MAIN, Arm
+from cppo_ref.study.analysis import MARGIN, PRIMARY_METRIC, Difference, difference
+from cppo_ref.study.arms import MAIN, MECHANISM, Arm
 from cppo_ref.study.bases import BASES
-from cppo_ref.study.hypotheses import Rows, per_seed
+from cppo_ref.study.hypotheses import SEEDS, Rows, judged, per_seed, seeds_of
 from cppo_ref.study.report import table
 
 METRIC = "validation_avg_at_8"  # on plain images, every ten steps
@@ -60,17 +60,41 @@ def dilution_table(rows: Rows, curves: Rows, bases: Sequence[str] = tuple(BASES)
                 kept, change = predicted(curves, base, arm)
             except InputError:
                 continue
-            word = "explains it" if found.low <= change <= found.high else "too little" if change > found.high else "too much"
-            lines.append([base, f"`{arm.name}`", f"{kept:.2f}", f"{change:+.3f}", found.interval, word])
+            lines.append([base, f"`{arm.name}`", f"{kept:.2f}", f"{change:+.3f}", found.interval, _fit(change, found)])
     header = ["base", "arm", "share of the step", "predicted change in plain avg@8", "observed [95 %]", "dilution"]
     return table(header, lines)
 
 
-def final_points(rows: Rows, curves: Rows) -> Rows:
+def _fit(change: float, observed: Difference) -> str:
+    """How a predicted change fits the observed interval, in words."""
+    if change > observed.high:
+        return "too little"
+    if change < observed.low:
+        return "too much"
+    return "nothing to explain" if observed.low <= 0 <= observed.high else "compatible"
+
+
+def intervention_table(rows: Rows) -> str:
+    """The test by intervention, on `tiny`: GRPO with CPPO's share of the step, and CPPO with that share given back.
+
+    By the protocol's log, dilution is supported if both differences on plain images are equal (the interval inside ±0.02) and
+    refuted if one of them is wholly outside.
+    """
+    if any(seeds_of(rows, "tiny", arm.name) != list(SEEDS) for arm in MECHANISM):
+        return "Not run yet."
+    pairs = [("grpo_slower", "cppo"), ("cppo_faster", "grpo")]
+    plain, shifted = ([difference(rows, "tiny", *pair, metric) for pair in pairs] for metric in ("avg_at_8", PRIMARY_METRIC))
+    outside = any(one.low > MARGIN or one.high < -MARGIN for one in plain)
+    lines = [[f"`{one.arm}` − `{one.other}`", one.interval, two.interval] for one, two in zip(plain, shifted, strict=True)]
+    found = table(["ten seeds, 300 test images", "plain avg@8", "shifted avg@8"], lines)
+    return f"{found}\n\nDilution: **{judged(all(one.equal for one in plain), outside)}**."
+
+
+def final_points(rows: Rows, curves: Rows, metric: str = METRIC) -> Rows:
     """The last probe of each of `rows`' runs, numbers as text like theirs."""
     wanted = {(row["base"], row["arm"], int(row["seed"])): int(row["steps"]) for row in rows}
     return [
-        {"base": row["base"], "arm": row["arm"], "seed": str(row["seed"]), METRIC: str(row[METRIC])}
+        {"base": row["base"], "arm": row["arm"], "seed": str(row["seed"]), metric: str(row[metric])}
         for row in curves
         if wanted.get((row["base"], row["arm"], row["seed"])) == row["step"]
     ]

@@ -118,19 +118,19 @@ def where_it_hurts_it_fights(rows: Rows, curves: Rows) -> tuple[str, str]:
     measured = [arm for arm in both if seeds_of(rows, "tiny", arm.name)]
     if not measured:
         raise InputError("no arm with CPL was run on base tiny: run them first")
-    below, fights, peaceful = [], [], []
+    groups: dict[str, list[str]] = {"against it": [], "not": [], "open": []}
     for arm in measured:
-        found = difference(rows, "tiny", arm.name, arm.baseline, "avg_at_8")
-        if found.high >= 0:
+        if difference(rows, "tiny", arm.name, arm.baseline, "avg_at_8").high >= 0:
             continue
         cosine = bootstrap_interval(per_seed(curves, "tiny", arm.name, "gradient_cosine"))
         ratio = bootstrap_interval(per_seed(curves, "tiny", arm.name, "gradient_ratio"))
-        fights.append(cosine[1] < 0 or ratio[0] > 1)
-        peaceful.append(cosine[0] >= 0 and ratio[1] <= 1)
-        spans = f"cosine [{cosine[0]:+.3f}, {cosine[1]:+.3f}], norm ratio [{ratio[0]:.3f}, {ratio[1]:.3f}]"
-        below.append(f"{arm.name} {found.interval}, {spans}")
-    told = f"{len(below)} of {len(measured)} arms measured are below GRPO ({len(both)} in the protocol)"
-    return judged(bool(below) and all(fights), any(peaceful)), "; ".join([told, *below])
+        fights, peaceful = cosine[1] < 0 or ratio[0] > 1, cosine[0] >= 0 and ratio[1] <= 1
+        groups["against it" if fights else "not" if peaceful else "open"].append(arm.name)
+    below = sum(map(len, groups.values()))
+    told = f"{below} of {len(measured)} arms measured are below GRPO on plain images ({len(both)} in the protocol)"
+    shown = [f"{word}: {', '.join(names) or 'none'}" for word, names in groups.items()]
+    verdict = judged(below > 0 and len(groups["against it"]) == below, bool(groups["not"]))
+    return verdict, "; ".join([told, *shown])
 
 
 def per_seed(curves: Rows, base: str, arm: str, metric: str, seeds: Sequence[int] = SEEDS) -> np.ndarray:

@@ -19,7 +19,7 @@ from cppo_ref.study.analysis import (
     primary_family,
     verdict,
 )
-from cppo_ref.study.arms import MAIN
+from cppo_ref.study.arms import MAIN, UNTRAINED
 from cppo_ref.study.bases import BASES
 from cppo_ref.study.hypotheses import SEEDS, Rows, outcomes, per_seed, seeds_of
 
@@ -44,6 +44,10 @@ QUESTIONS = {
     "Is the gain larger than the luck of the seed?": (
         ("shifted avg@8", "grpo", "shift_avg_at_8"),
         ("plain avg@8", "grpo", "avg_at_8"),
+    ),
+    "Does it hold for greedy answers?": (
+        ("shifted greedy", "grpo", "shift_greedy"),
+        ("plain greedy", "grpo", "greedy"),
     ),
     "Is it more than image augmentation?": (("shifted avg@8", "grpo_augmented", "shift_avg_at_8"),),
     "Does it see better?": (("plain perception", "grpo", "perception"), ("shifted perception", "grpo", "shift_perception")),
@@ -97,13 +101,29 @@ def primary_table(rows: Rows) -> str:
     return table(header, lines)
 
 
+def moved_table(rows: Rows, base: str) -> str:
+    """What was measured, before training and after: a line per measure, a column per arm of the primary family."""
+    arms = [arm for arm in ("untrained", "grpo", "grpo_augmented", "cppo") if seeds_of(rows, base, arm)]
+    lines = []
+    for metric, shown in SHOWN.items():
+        found = _try(lambda m=metric: difference(rows, base, "cppo", "grpo", m))
+        means = (_mean(_chosen(rows, base, arm), metric) for arm in arms)
+        lines.append([shown, *means, found.interval if found else "–"])
+    return table([f"`{base}`, mean over seeds", *(f"`{arm}`" for arm in arms), "`cppo` − `grpo` [95 %]"], lines)
+
+
 def levels_table(rows: Rows, base: str) -> str:
     """Means over seeds of what was measured at the end of training: one line per arm that was run on the base."""
     lines = []
-    for arm in [arm.name for arm in MAIN if seeds_of(rows, base, arm.name)]:
-        chosen = [row for row in rows if (row["base"], row["arm"]) == (base, arm)]
-        lines.append([f"`{arm}`", str(len(chosen)), *(_mean(chosen, metric) for metric in SHOWN)])
+    for arm in [UNTRAINED.name, *(arm.name for arm in MAIN)]:
+        chosen = _chosen(rows, base, arm)
+        if chosen:
+            lines.append([f"`{arm}`", str(len(chosen)), *(_mean(chosen, metric) for metric in SHOWN)])
     return table(["arm", "seeds", *SHOWN.values()], lines)
+
+
+def _chosen(rows: Rows, base: str, arm: str) -> Rows:
+    return [row for row in rows if (row["base"], row["arm"]) == (base, arm)]
 
 
 def _mean(rows: Rows, metric: str) -> str:
@@ -113,14 +133,14 @@ def _mean(rows: Rows, metric: str) -> str:
     return f"{np.mean(values):.3f}"
 
 
-def differences_table(rows: Rows, base: str, metrics: Sequence[str], other: str = "grpo") -> str:
-    """Every arm minus `other` on a base, with unadjusted 95 % intervals; n where fewer seeds have the metric."""
+def differences_table(rows: Rows, base: str, metrics: Sequence[str]) -> str:
+    """Every arm minus its baseline on a base, with unadjusted 95 % intervals; n where fewer seeds have the metric."""
     lines = []
-    for arm in [arm.name for arm in MAIN if arm.name != other]:
+    for arm, other in baseline_pairs(rows, base):
         count = len(set(seeds_of(rows, base, arm)) & set(seeds_of(rows, base, other)))
-        if count:
-            lines.append([f"`{arm}`", str(count), *(_difference_cell(rows, base, arm, other, m, count) for m in metrics)])
-    return table([f"arm − `{other}`", "seeds", *(SHOWN[metric] for metric in metrics)], lines)
+        cells = (_difference_cell(rows, base, arm, other, metric, count) for metric in metrics)
+        lines.append([f"`{arm}` − `{other}`", str(count), *cells])
+    return table([f"on `{base}`", "seeds", *(SHOWN[metric] for metric in metrics)], lines)
 
 
 def _difference_cell(rows: Rows, base: str, arm: str, other: str, metric: str, count: int) -> str:
@@ -140,10 +160,15 @@ def questions_table(rows: Rows, base: str = "tiny") -> str:
     return table(["question", f"measured on `{base}`", "difference [95 %]"], lines)
 
 
-def against_baselines(rows: Rows, base: str, metric: str = PRIMARY_METRIC) -> list[Difference]:
-    """Every arm minus its baseline, GRPO with adapters on the same part of the model, as far as they were run on `base`."""
+def baseline_pairs(rows: Rows, base: str) -> list[tuple[str, str]]:
+    """(arm, its baseline: GRPO with adapters on the same part of the model), as far as both were run on `base`."""
     pairs = [(arm.name, arm.baseline) for arm in MAIN if arm.name != arm.baseline]
-    return [difference(rows, base, *pair, metric) for pair in pairs if all(seeds_of(rows, base, name) for name in pair)]
+    return [pair for pair in pairs if set(seeds_of(rows, base, pair[0])) & set(seeds_of(rows, base, pair[1]))]
+
+
+def against_baselines(rows: Rows, base: str, metric: str = PRIMARY_METRIC) -> list[Difference]:
+    """Every arm minus its baseline on one metric."""
+    return [difference(rows, base, *pair, metric) for pair in baseline_pairs(rows, base)]
 
 
 def missed_table(rows: Rows) -> str:

@@ -1,10 +1,20 @@
-"""Whether the results hold elsewhere: with other settings (the sweeps) and on another machine (the replica)."""
+"""Whether the results hold elsewhere: on other pictures, with other settings (the sweeps), on another machine (the replica)."""
 
 import numpy as np
 
-from cppo_ref.study.analysis import MARGIN, PRIMARY_METRIC, Difference, difference, paired
+from cppo_ref.study.analysis import (
+    MARGIN,
+    PRIMARY_BASES,
+    PRIMARY_METRIC,
+    PRIMARY_PAIRS,
+    Difference,
+    difference,
+    paired,
+)
 from cppo_ref.study.arms import SWEEPS
+from cppo_ref.study.dilution import final_points
 from cppo_ref.study.hypotheses import SWEEP_SEEDS, Rows, seeds_of
+from cppo_ref.study.probes import PROBE_IMAGES
 from cppo_ref.study.report import SHOWN, table
 
 
@@ -27,6 +37,27 @@ def replica_table(rows: Rows, again: Rows, base: str = "tiny", pair: tuple[str, 
         lines.append([SHOWN[metric], *drifts, *effects])
     arms = [f"`{arm}`: mean distance of two runs of a seed" for arm in pair]
     return table(["", *arms, *(f"{pair[0]} − {pair[1]}, machine {number}" for number in (1, 2))], lines)
+
+
+def pictures_table(rows: Rows, curves: Rows, late: Rows) -> str:
+    """The primary comparisons on the test pictures, and on two sets of validation pictures.
+
+    Args:
+        rows: the arms with the protocol's seeds.
+        curves: of these runs; they end with a probe on a few shifted validation pictures.
+        late: rows of study.csv; those with validation seeds were scored on all shifted validation pictures.
+    """
+    probed = "validation_shift_avg_at_8"
+    probes, late = final_points(rows, curves, probed), [row for row in late if int(row["seed"]) in SWEEP_SEEDS]
+    lines = []
+    for base in PRIMARY_BASES:
+        for pair in PRIMARY_PAIRS:
+            found = [difference(rows, base, *pair), difference(probes, base, *pair, probed)]
+            whole = all(seeds_of(late, base, arm) == list(SWEEP_SEEDS) for arm in pair)
+            others = difference(late, base, *pair).interval if whole else "not run"
+            lines.append([base, f"{pair[0]} − {pair[1]}", *(one.interval for one in found), others])
+    few, many = f"{PROBE_IMAGES} validation pictures, the same runs", "200 validation pictures, seeds 100–104"
+    return table(["shifted avg@8", "", "300 test pictures, seeds 0–9", few, many], lines)
 
 
 def swept(rows: Rows, metric: str, base: str = "tiny") -> list[Difference]:
