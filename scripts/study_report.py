@@ -12,44 +12,67 @@ from pathlib import Path
 from blocks import filled, write_or_check
 
 from cppo_ref.plots import save_figure
-from cppo_ref.study.analysis import PRIMARY_BASES, PRIMARY_PAIRS, difference, primary_family
+from cppo_ref.study.analysis import (
+    PRIMARY_BASES,
+    PRIMARY_PAIRS,
+    SEEDS,
+    difference,
+    primary_family,
+    seeds_of,
+    whole_arms,
+)
 from cppo_ref.study.arms import TIME_RATIO, UNTRAINED
 from cppo_ref.study.bases import BASES
-from cppo_ref.study.costs import price_table
-from cppo_ref.study.dilution import dilution_table, intervention_table
-from cppo_ref.study.figures import arms_plot, forest_plot, regime_map
-from cppo_ref.study.hypotheses import SEEDS, seeds_of, whole_arms
-from cppo_ref.study.report import (
+from cppo_ref.study.comparisons import (
     ANSWERS,
     SHOWN,
     TOKENS,
     against_baselines,
+    differences_table,
+    levels_table,
+    moved_table,
+)
+from cppo_ref.study.costs import price_table, step_cost, whole_run_costs
+from cppo_ref.study.dilution import dilution_table, intervention_table
+from cppo_ref.study.figures import arms_plot, forest_plot, regime_map
+from cppo_ref.study.report import (
     alignment_table,
     complete,
     coverage_table,
     curves_of,
     detector_table,
-    differences_table,
     final_rows,
     hypotheses_table,
-    levels_table,
     missed_table,
-    moved_table,
     primary_table,
     questions_table,
     regimes,
 )
-from cppo_ref.study.robustness import pictures_table, replica_table, sweeps_table, swept
+from cppo_ref.study.robustness import (
+    coverage_of_sweeps,
+    one_machine_table,
+    pictures_table,
+    replica_table,
+    settings_table,
+    sweeps_table,
+    swept,
+)
 from cppo_ref.study.store import read_csv, read_parquet
 
 ROOT = Path(__file__).parent.parent
 RESULTS, IMAGES = ROOT / "data" / "results", ROOT / "docs" / "images"
 ROWS = read_csv(RESULTS / "study.csv")
 FINAL = final_rows(ROWS)
-WHOLE = whole_arms(ROWS)  # an arm, or the untrained base, is shown when all of its seeds are there
+WHOLE = whole_arms(FINAL)  # an arm is shown when all of its seeds are there
+BEFORE = [row for row in ROWS if row["arm"] == UNTRAINED.name and int(row["seed"]) in SEEDS]
 CURVES = read_parquet(RESULTS / "curves.parquet")
+REPLICA = read_csv(RESULTS / "replica" / "study.csv")
 COSTS = read_csv(RESULTS / "step_seconds.csv")
-CONCLUSIONS = {frozenset({"helps"}): "CPPO helps", frozenset({"equal"}): "CPPO makes no difference that matters"}
+CONCLUSIONS = {
+    frozenset({"helps"}): "CPPO helps",
+    frozenset({"equal"}): "CPPO makes no difference that matters",
+    frozenset({"hurts"}): "CPPO hurts",
+}
 BASE_WORDS = {
     "tiny": "never shown preserving shifts",
     "robust": "shown preserving shifts in pretraining",
@@ -73,16 +96,46 @@ def answer() -> str:
     return "\n".join([opening, "", *sentences])
 
 
+def short() -> str:
+    """The answer in a paragraph for somebody who knows none of the words; numbers in points, hundredths of accuracy."""
+
+    def points(sign: int, base: str, other: str, metric: str, digits: int = 0) -> str:
+        value = 100 * sign * difference(WHOLE, base, "cppo", other, metric).value
+        assert value > 0, f"{metric} on {base}: the sentence says the opposite"
+        return f"{value:.{digits}f}"
+
+    bases = ("tiny", "hallucinating")
+    family = {(found.base, word) for found, _, word in primary_family(FINAL)}
+    assert family == {*((base, "helps") for base in bases), ("robust", "equal")}, "the paragraph says something else"
+    return SHORT.format(
+        gains={base: points(1, base, "grpo", "shift_avg_at_8") for base in bases},
+        prices={base: points(-1, base, "grpo", "avg_at_8") for base in bases},
+        left=points(1, "tiny", "grpo_equal_time", "shift_avg_at_8"),
+        behind=points(-1, "tiny", "grpo_equal_time", "avg_at_8"),
+        greedy=points(-1, "tiny", "grpo", "greedy", 1),
+        step=f"{step_cost(COSTS, 'cppo'):.1f}",
+        ratio=TIME_RATIO,
+    )
+
+
+SHORT = """**In short.** We trained a tiny model with GRPO and with CPPO, ten times each, and tested it on pictures that were recoloured, rotated or tilted. Where the model had trouble with such changes, CPPO answered more of them right than GRPO did after as many steps: {gains[tiny]} points more on base `tiny`, {gains[hallucinating]} on base `hallucinating`. It also beat GRPO that trains on such pictures as augmentation. Where the model already coped with them (`robust`), CPPO made no difference that matters.
+The price: on unchanged pictures its sampled answers are {prices[tiny]} and {prices[hallucinating]} points worse on those two bases (its greedy ones, on `tiny`, {greedy}), and a step takes {step} to {ratio} times as long, depending on how it is measured. Against GRPO with {ratio} times the steps, on `tiny`, {left} points of lead are left on changed pictures, and on unchanged ones it is {behind} behind.
+*CPPO* means this package's defaults, and all of it is one toy world and short training."""
+
+
 def moved() -> str:
     """What was measured on every base, a table each."""
-    return "\n\n".join(moved_table(WHOLE, base) for base in bases())
+    return "\n\n".join(moved_table([*BEFORE, *WHOLE], base) for base in bases())
 
 
 def every_arm() -> str:
     """Levels and differences of all arms on every base, folded."""
     folded = []
     for base in bases():
-        tables = [levels_table(WHOLE, base), *(differences_table(WHOLE, base, chosen) for chosen in (ANSWERS, TOKENS))]
+        tables = [
+            levels_table([*BEFORE, *WHOLE], base),
+            *(differences_table(WHOLE, base, chosen) for chosen in (ANSWERS, TOKENS)),
+        ]
         text = "\n\n".join(tables)
         folded.append(f"<details><summary>Every arm on {base}: levels and differences</summary>\n\n{text}\n\n</details>")
     return "\n\n".join(folded)
@@ -110,7 +163,8 @@ def cost() -> str:
         for metric, shown in SHOWN.items()
         if metric in ("avg_at_8", "shift_avg_at_8", "greedy", "shift_greedy")
     ]
-    return f"{said}\n\nCPPO minus GRPO with {TIME_RATIO} times the steps, on `tiny`, ten seeds: {'; '.join(found)}."
+    whole = f"Training time of whole runs, CPPO over GRPO, paired by seed: {whole_run_costs(FINAL)}."
+    return f"{said}\n\n{whole}\n\nCPPO minus GRPO with {TIME_RATIO} times the steps, on `tiny`, ten seeds: {'; '.join(found)}."
 
 
 def failures() -> str:
@@ -147,6 +201,7 @@ def after_all_runs(make: Callable[[], str]) -> Callable[[], str]:
 
 
 FROM_RUNS = {
+    "short": short,
     "answer": answer,
     "primary": lambda: primary_table(FINAL),
     "missed": lambda: missed_table(FINAL),
@@ -156,9 +211,11 @@ FROM_RUNS = {
     "hypotheses": lambda: hypotheses_table(ROWS, CURVES),
     "alignment": lambda: alignment_table(curves_of(WHOLE, CURVES)),
     "dilution": lambda: dilution_table(WHOLE, CURVES),
+    "settings": lambda: settings_table(WHOLE),
     "intervention": lambda: intervention_table(WHOLE),
     "cost": cost,
-    "replica": lambda: replica_table(FINAL, read_csv(RESULTS / "replica" / "study.csv")),
+    "replica": lambda: replica_table(FINAL, REPLICA),
+    "one_machine": lambda: one_machine_table(WHOLE, REPLICA),
     "pictures": lambda: pictures_table(WHOLE, CURVES, ROWS),
     "sweeps": lambda: sweeps_table(ROWS),
 }
@@ -166,7 +223,7 @@ BLOCKS = {name: after_all_runs(make) for name, make in FROM_RUNS.items()} | {
     "detector": lambda: detector_table(read_csv(RESULTS / "detector.csv")),
     "failures": failures,
     "status": status,
-    "coverage": lambda: coverage_table(FINAL),
+    "coverage": lambda: f"{coverage_table(FINAL)}\n\n{coverage_of_sweeps(ROWS)}",
 }
 
 

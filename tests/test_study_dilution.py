@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
+from cppo_ref.config import InputError
 from cppo_ref.study.arms import ARMS
-from cppo_ref.study.dilution import dilution_table, final_points, intervention_table, predicted, share
+from cppo_ref.study.dilution import Evidence, dilution_table, evidence, final_points, intervention_table, predicted, share
 
 
 @pytest.mark.parametrize(
@@ -50,19 +52,30 @@ def runs_of(*arms):
 
 
 def test_an_arm_is_predicted_to_be_where_its_baseline_is_after_a_share_of_the_steps():
-    curves = [*curves_of("grpo", 0.8), *curves_of("cppo", 0.64)]
-    kept, change = predicted(curves, "tiny", ARMS["cppo"])
-    assert kept == pytest.approx(0.8)  # 3, 4, 5
-    assert change == pytest.approx(-0.16)
+    curves, rows = [*curves_of("grpo", 0.8), *curves_of("cppo", 0.64)], runs_of("grpo", "cppo")
+    assert predicted(0.0, 0.75, np.array([0, 40, 80]), np.array([0.0, 0.4, 0.8])) == pytest.approx(-0.16)  # 3, 4, 5
+    seen = evidence(rows, curves, "tiny", ARMS["cppo"])
+    assert seen.prediction() == pytest.approx(-0.16)
+    assert seen.heights.shape == (10, 9) and seen.gaps.mean() == pytest.approx(-0.16, abs=0.001)
+    with pytest.raises(InputError, match="cppo and grpo need the seeds"):
+        evidence(rows[:-1], curves, "tiny", ARMS["cppo"])
 
 
 @pytest.mark.parametrize(("end", "word"), [(0.64, "compatible"), (0.5, "too little"), (0.75, "too much")])
-def test_the_prediction_is_held_against_the_observed_interval(end, word):
-    curves = [*curves_of("grpo", 0.8), *curves_of("cppo", end), *curves_of("pull", 0.64, range(9))]
+def test_the_prediction_is_held_against_what_was_observed(end, word):
+    curves = [*curves_of("grpo", 0.8), *curves_of("cppo", end), *curves_of("pull", 0.64)]
     lines = dilution_table(runs_of("grpo", "cppo"), curves).splitlines()[2:]
     assert len(lines) == 1  # pull has curves but no rows
-    assert lines[0].startswith("| tiny | `cppo` | 0.80 | -0.1")
+    assert lines[0].startswith("| tiny | `cppo` | 0.80 | -0.160 | ")
     assert lines[0].endswith(f"| {word} |")
+
+
+def test_the_luck_of_the_baseline_counts_in_the_remainder():
+    """Baselines that end anywhere between 0.7 and 0.9, arms at 0.8 of each: the gaps differ, nothing remains."""
+    ends = np.linspace(0.7, 0.9, 10)
+    steps = np.arange(0, 81, 10)
+    seen = Evidence(np.zeros(10), np.full(10, 0.75), steps, np.outer(ends, steps / 80), -0.2 * ends)
+    assert np.allclose(seen.remainder(), 0.0)
 
 
 def test_nothing_is_explained_where_nothing_moved():
@@ -87,7 +100,8 @@ def test_the_intervention_is_judged_by_the_log_of_the_protocol(slower, faster, w
     ]
     found = intervention_table(rows)
     assert found.splitlines()[2].startswith("| `grpo_slower` − `cppo` |")
-    assert found.endswith(f"Dilution: **{word}**.")
+    cost = {0.70: 100, 0.75: 50, 0.715: 85}[slower]
+    assert found.endswith(f"Dilution: **{word}**; slowing GRPO down costs {cost} % of CPPO's price.")
     assert intervention_table(rows[:-1]) == "Not run yet."
 
 
@@ -96,3 +110,4 @@ def test_the_last_probe_is_that_of_the_last_step():
     assert final_points([{"base": "tiny", "arm": "grpo", "seed": "0", "steps": "40"}], curves) == [
         {"base": "tiny", "arm": "grpo", "seed": "0", "validation_avg_at_8": "0.4"}
     ]
+    assert final_points([{"base": "tiny", "arm": "grpo", "seed": "0", "steps": "45"}], curves) == []  # a run that diverged

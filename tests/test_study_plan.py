@@ -158,15 +158,6 @@ def test_the_table_alone_is_enough_to_go_on(place, monkeypatch):
     assert len(store.read_csv(place / "data/results/study.csv")) == 3
 
 
-def test_a_row_with_other_settings_is_replaced(place, monkeypatch):
-    log = []
-    monkeypatch.setattr(runner, "execute_apart", fake_execution(log))
-    run_study(StudyOptions(arms="grpo", seeds="0", images=10))
-    run_study(StudyOptions(arms="grpo", seeds="0", images=20))
-    assert len(log) == 2
-    assert [row["images"] for row in store.read_csv(place / "data/results/study.csv")] == ["20"]
-
-
 def test_a_run_that_fails_costs_only_itself(place, monkeypatch, capsys):
     monkeypatch.setattr(runner, "execute_apart", fake_execution([], fail=["cppo"]))
     with pytest.raises(InputError, match=r"1 of 3 runs failed \(tiny easy cppo 0: OutOfMemoryError\): start again"):
@@ -205,6 +196,16 @@ def test_a_dry_run_lists_what_is_missing_and_estimates_from_measured_rows(place,
     assert runner.estimate([Run("tiny", "cppo", 1)], []) == pytest.approx([runner.SECONDS_PER_RUN])
 
 
+def test_rows_of_other_settings_are_not_replaced(place, monkeypatch):
+    monkeypatch.setattr(runner, "execute_apart", fake_execution([]))
+    run_study(StudyOptions(arms="grpo", seeds="0"))
+    before = (place / "data/results/study.csv").read_bytes()
+    with pytest.raises(InputError, match=r"study.csv has tiny easy grpo 0 with other settings \(\w+ instead of \w+\): choose"):
+        run_study(StudyOptions(arms="grpo", seeds="0-1", steps=2))
+    assert (place / "data/results/study.csv").read_bytes() == before
+    run_study(StudyOptions(arms="grpo", seeds="0", steps=2, out="trial"))
+
+
 def test_verification_compares_exactly_or_within_the_tolerance(place, monkeypatch):
     runs = plan(["tiny"], arms_of("main", "grpo"), [0, 1])
     for run in runs:
@@ -221,6 +222,8 @@ def test_verification_compares_exactly_or_within_the_tolerance(place, monkeypatc
     monkeypatch.setattr("cppo_ref.study.worker.execute", lambda run: fake_result(run, greedy=0.61, versions="torch 9"))
     with pytest.raises(InputError, match="greedy"):
         runner.verify(runs, out, 0)
+    monkeypatch.setattr("cppo_ref.study.worker.execute", lambda run: fake_result(run, blank=0.58, versions="torch 9"))
+    runner.verify(runs, out, 0)  # on fewer images
     with pytest.raises(InputError, match="no row of these runs"):
         runner.verify(plan(["tiny"], arms_of("main", "cppo"), [0]), out, 0)
 

@@ -8,30 +8,41 @@ import pytest
 from PIL import Image
 from policies import nudge
 
-from cppo_ref.config import CPPOConfig
+from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.policy import load_policy
-from cppo_ref.study.analysis import Difference
-from cppo_ref.study.costs import price_table, step_cost
+from cppo_ref.study.analysis import Difference, whole_arms
+from cppo_ref.study.arms import MAIN
+from cppo_ref.study.comparisons import (
+    against_baselines,
+    differences_table,
+    levels_table,
+    moved_table,
+)
+from cppo_ref.study.costs import price_table, step_cost, whole_run_costs
 from cppo_ref.study.figures import arms_plot
 from cppo_ref.study.gallery import Token, cases, cell_change, look, observe, over_prompts, show_case, summary
-from cppo_ref.study.hypotheses import outcomes, whole_arms
+from cppo_ref.study.hypotheses import outcomes
 from cppo_ref.study.report import (
-    against_baselines,
     alignment_table,
     complete,
     coverage_table,
     curves_of,
     detector_table,
-    differences_table,
     final_rows,
-    levels_table,
     missed_table,
-    moved_table,
     primary_table,
     questions_table,
     regimes,
 )
-from cppo_ref.study.robustness import challenges, pictures_table, replica_table, sweeps_table
+from cppo_ref.study.robustness import (
+    challenges,
+    coverage_of_sweeps,
+    one_machine_table,
+    pictures_table,
+    replica_table,
+    settings_table,
+    sweeps_table,
+)
 from cppo_ref.study.store import METRICS
 
 NOISE = [0.001 * (-1) ** seed for seed in range(10)]  # paired differences of ±0.002 around what is asked for
@@ -169,18 +180,20 @@ def test_h7(gain, blank, verdict):
     ],
 )
 def test_h8(plain, cosine, ratio, verdict):
-    rows = [*rows_of("tiny", "grpo", avg_at_8=0.7), *rows_of("tiny", "verl", avg_at_8=plain)]
+    arms = [arm for arm in MAIN if arm.changes.get("cpl_weight") != 0 and arm.name != "cpl_only"]
+    height = {"verl": plain, "grpo": 0.7, "cppo_language": 0.5, "grpo_language": 0.5}  # below GRPO because of its adapters
+    names = {name for arm in arms for name in (arm.name, arm.baseline)}
+    rows = [row for name in names for row in rows_of("tiny", name, avg_at_8=height.get(name, 0.75))]
     rows += rows_of("tiny", "cpl_only", avg_at_8=0.1)  # has one gradient only: not part of the question
-    # below GRPO because of its adapters, not below GRPO with the same adapters
-    rows += [*rows_of("tiny", "cppo_language", avg_at_8=0.5), *rows_of("tiny", "grpo_language", avg_at_8=0.5)]
     curves = curve_of("verl", cosine, ratio)
     if cosine is None:
         curves = [row | {"gradient_cosine": 0.2 * (-1) ** row["seed"]} for row in curves]
     found = judged("H8", rows, curves)
     assert found.verdict == verdict
-    assert found.evidence.startswith(f"{int(plain < 0.7)} of 2 arms measured")
+    assert found.evidence.startswith(f"{int(plain < 0.7)} of 14 arms are below")
     group = {"supported": "against it", "refuted": "not"}.get(verdict, "open")
     assert (f"{group}: verl" in found.evidence) is (plain < 0.7)
+    assert judged("H8", [row for row in rows if row["arm"] != "papo"], curves).verdict == "not run"
 
 
 def test_the_primary_family_is_complete_with_its_last_run_and_not_before():
@@ -220,12 +233,16 @@ def test_tables_show_what_was_run_and_nothing_else():
 
 
 def test_what_moved_is_held_against_the_policy_before_training():
-    rows = [*rows_of("tiny", "untrained", blank=0.2), *rows_of("tiny", "grpo", blank=0.3), *rows_of("tiny", "cppo", blank=0.4)]
+    rows = [
+        *rows_of("tiny", "untrained", seeds=range(9), blank=0.2),
+        *rows_of("tiny", "grpo", blank=0.3),
+        *rows_of("tiny", "cppo", blank=0.4),
+    ]
     lines = moved_table(rows, "tiny").splitlines()
-    assert lines[0] == "| `tiny`, mean over seeds | `untrained` | `grpo` | `cppo` | `cppo` − `grpo` [95 %] |"
+    assert lines[0] == "| `tiny`, mean over seeds of | `untrained`, 9 | `grpo`, 10 | `cppo`, 10 | `cppo` − `grpo` [95 %] |"
     (line,) = [line for line in lines if line.startswith("| blank")]
     assert line.startswith("| blank | 0.200 | 0.300 | 0.400 | +0.100 [+0.099")
-    assert levels_table(rows, "tiny").splitlines()[2].startswith("| `untrained` | 10 | 0.500 |")
+    assert levels_table(rows, "tiny").splitlines()[2].startswith("| `untrained` | 9 | 0.500 |")
 
 
 def test_arms_are_compared_with_grpo_on_the_same_part_of_the_model():
@@ -243,6 +260,8 @@ def test_arms_are_compared_with_grpo_on_the_same_part_of_the_model():
     assert [label.get_text() for label in left.get_yticklabels()] == ["cppo − grpo", "cppo_language − grpo_language"]
     marks = [[line.get_marker() for line in ax.lines if len(line.get_xdata()) == 1] for ax in (left, right)]
     assert marks == [["^", "^"], ["o", "o"]]
+    far = arms_plot({"shifted": [replace(one, low=-0.3, value=-0.2) for one in found]}).axes[0]
+    assert [text.get_text() for text in far.texts] == [f"◄ -0.200 [-0.300, {one.high:+.3f}]" for one in found]
     with pytest.raises(AssertionError, match="different arms"):
         arms_plot({"shifted": found, "plain": plain[::-1]})
 
@@ -255,6 +274,12 @@ def test_the_price_by_hand():
     one, more = {"arm": "grpo", "ratio": "1", "low": "1", "high": "1"}, {"arm": "cppo", "low": "1.4", "high": "1.6"}
     costs = [one | {"implementation": "train"}, more | {"implementation": "train", "ratio": "1.5"}]
     costs += [more | {"implementation": "study", "ratio": "1.7"}]
+    with pytest.raises(InputError, match="no cost of a step of verl was measured"):
+        step_cost(costs, "verl")
+    timed = [*rows_of("tiny", "grpo"), *rows_of("tiny", "cppo")]
+    timed = [row | {"versions": "one", "seconds": "90" if row["arm"] == "cppo" else "60"} for row in timed]
+    assert whole_run_costs(timed) == "1.50 [1.50, 1.50] on `tiny`"
+    assert whole_run_costs([row | {"versions": row["arm"]} for row in timed]) == ""  # two machines
     assert step_cost(costs, "cppo") == 1.5 and step_cost(costs, "cppo", "study") == 1.7
     assert price_table(rows, costs).splitlines()[2:] == [
         "| `grpo` | 1.00 [1.00, 1.00] | 1.00 | 10 of 10 | 60 | 60 |",
@@ -267,9 +292,35 @@ def test_two_machines_by_hand():
     first = [*rows_of("tiny", "grpo", 0.6), *rows_of("tiny", "cppo", 0.7)]
     again = [*rows_of("tiny", "grpo", 0.62, range(3)), *rows_of("tiny", "cppo", 0.69, range(4))]
     (line,) = [line for line in replica_table(first, again).splitlines() if line.startswith("| shifted avg@8")]
-    assert line.split(" | ")[1:3] == ["0.010", "0.020"]
+    assert line.split(" | ")[1:3] == ["0.010 (-0.010)", "0.020 (+0.020)"]
     assert line.split(" | ")[3].startswith("+0.10") and line.split(" | ")[4].startswith("+0.07")
     assert line.split(" | ")[3].split()[0] == "+0.101"  # of the first three seeds, whose noise does not cancel
+
+
+def test_hypotheses_within_one_machine():
+    values = {"pull": 0.7, "push": 0.6, "random_tokens": 0.7, "all_tokens": 0.7, "true_tokens": 0.7}
+    rows = [row for arm, value in values.items() for row in rows_of("tiny", arm, value)]
+    rows += [*rows_of("tiny", "grpo", 0.7), *rows_of("tiny", "cppo", 0.6)]  # of the first machine
+    again = [*rows_of("tiny", "grpo", 0.6), *rows_of("tiny", "cppo", 0.7)]
+    lines = one_machine_table(rows, again).splitlines()[2:]
+    assert [line.split(" | ")[:2] for line in lines] == [["| H1", "**supported**"], ["| H4", "**supported**"]]
+    assert "CPPO − GRPO +0.100" in lines[0]
+    assert one_machine_table(rows, again[1:]) == "Not run yet."
+
+
+def test_what_a_choice_earns():
+    values = {
+        "grpo": 0.6,
+        "cppo": 0.7,
+        "verl": 0.65,
+        "papo": 0.6,
+        "cpl_only": 0.3,
+        "cppo_language": 0.5,
+        "grpo_equal_time": 0.6,
+    }
+    lines = settings_table([row for arm, value in values.items() for row in rows_of("tiny", arm, value)]).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| `cppo` − `verl`", "| `cppo` − `papo`"]
+    assert " | +0.050 [" in lines[0] and lines[0].endswith(" | +0.000 [-0.000, +0.001] |")
 
 
 def test_other_pictures_by_hand():
@@ -296,6 +347,9 @@ def test_sweeps_are_compared_with_the_default_on_validation_seeds():
     assert lines[0].startswith("| `cppo-tau=0.3` | `cppo` | +0.05") and lines[0].endswith("| **yes** |")
     assert lines[1].startswith("| `cppo-level=hard` | `grpo-level=hard` | +0.05") and lines[1].endswith("| – |")
     assert sweeps_table(rows_of("tiny", "cppo")) == "Not run yet."
+    said = coverage_of_sweeps(rows)
+    assert said.startswith("Sweeps on `tiny` with seeds 100–104: 3 of 34 arms were run; not yet: `cppo-cpl_weight=0.003`, ")
+    assert "`cppo-tau=1.0`" in said and "`cppo-tau=0.3`" not in said
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ Two arms of one seed share adapters' first values, data order, sampling streams,
 within a seed is what counts; n is the number of seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,9 @@ RESAMPLES = 10_000
 PRIMARY_METRIC = "shift_avg_at_8"
 PRIMARY_BASES = ("tiny", "robust", "hallucinating")
 PRIMARY_PAIRS = (("cppo", "grpo"), ("cppo", "grpo_augmented"))
+SEEDS = range(10)  # of each arm, by the protocol
+SWEEP_SEEDS = range(100, 105)
+Rows = Sequence[dict[str, Any]]
 MAX_EXACT = 16  # seeds up to which every sign pattern is enumerated
 
 
@@ -54,7 +57,7 @@ class Difference:
         return f"{self.interval}, n = {self.seeds} seeds"
 
 
-def paired(rows: Sequence[dict[str, Any]], base: str, arm: str, other: str, metric: str) -> np.ndarray:
+def paired(rows: Rows, base: str, arm: str, other: str, metric: str) -> np.ndarray:
     """`arm` minus `other` on `metric`, one difference per seed that both have, by ascending seed.
 
     Raises:
@@ -72,13 +75,41 @@ def paired(rows: Sequence[dict[str, Any]], base: str, arm: str, other: str, metr
     return np.array([values[arm][seed] - values[other][seed] for seed in seeds])
 
 
-def difference(
-    rows: Sequence[dict[str, Any]], base: str, arm: str, other: str, metric: str = PRIMARY_METRIC, seed: int = 0
-) -> Difference:
+def difference(rows: Rows, base: str, arm: str, other: str, metric: str = PRIMARY_METRIC, seed: int = 0) -> Difference:
     """The mean paired difference with its bootstrap interval and sign-flip p-value."""
     gaps = paired(rows, base, arm, other, metric)
     low, high = bootstrap_interval(gaps, seed)
     return Difference(base, arm, other, metric, float(gaps.mean()), low, high, sign_flip_p(gaps, seed), len(gaps))
+
+
+def per_seed(curves: Rows, base: str, arm: str, metric: str, seeds: Sequence[int] = SEEDS) -> np.ndarray:
+    """The mean of a probe over a run, for each of `seeds` that has one; InputError without any."""
+    values: dict[int, list[float]] = {}
+    for row in curves:
+        value = row[metric]
+        if (row["base"], row["arm"]) == (base, arm) and row["seed"] in seeds and value is not None and value == value:
+            values.setdefault(row["seed"], []).append(value)
+    if not values:
+        raise InputError(f"no {metric} of {arm} on base {base}: run it first")
+    return np.array([np.mean(values[seed]) for seed in sorted(values)])
+
+
+def whole_arms(rows: Rows) -> Rows:
+    """The rows with the protocol's seeds, of those arms and bases that have all of them."""
+    final = [row for row in rows if int(row["seed"]) in SEEDS]
+    runs = {(row["base"], row["arm"]) for row in final}
+    whole = {(base, arm) for base, arm in runs if has_seeds(final, base, [arm])}
+    return [row for row in final if (row["base"], row["arm"]) in whole]
+
+
+def has_seeds(rows: Rows, base: str, arms: Iterable[str], seeds: Sequence[int] = SEEDS) -> bool:
+    """Whether each of the arms has exactly these seeds on a base."""
+    return all(seeds_of(rows, base, arm) == list(seeds) for arm in arms)
+
+
+def seeds_of(rows: Rows, base: str, arm: str) -> list[int]:
+    """The seeds that an arm has on a base, ascending."""
+    return sorted(int(row["seed"]) for row in rows if (row["base"], row["arm"]) == (base, arm))
 
 
 def bootstrap_interval(gaps: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -111,7 +142,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def primary_family(rows: Sequence[dict[str, Any]]) -> list[tuple[Difference, float, str]]:
+def primary_family(rows: Rows) -> list[tuple[Difference, float, str]]:
     """The pre-registered comparisons: (difference, Holm-adjusted p, verdict) for each base and pair."""
     found = [difference(rows, base, arm, other) for base in PRIMARY_BASES for arm, other in PRIMARY_PAIRS]
     adjusted = holm([one.p for one in found])

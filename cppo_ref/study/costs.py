@@ -2,14 +2,25 @@
 
 import numpy as np
 
-from cppo_ref.study.arms import MAIN
-from cppo_ref.study.hypotheses import Rows, seeds_of
-from cppo_ref.study.report import table
+from cppo_ref.config import InputError
+from cppo_ref.study.analysis import PRIMARY_BASES, Rows, has_seeds, seeds_of
+from cppo_ref.study.arms import ARMS, GRPO, MAIN
+from cppo_ref.study.comparisons import table
+from cppo_ref.study.report import seed_mean
 
 
 def step_cost(costs: Rows, arm: str, implementation: str = "train") -> float:
-    """CPU time of a step, as a multiple of GRPO's; 1 for an arm that was not measured, since it takes GRPO's steps."""
-    return next((float(row["ratio"]) for row in costs if (row["implementation"], row["arm"]) == (implementation, arm)), 1.0)
+    """CPU time of a step, as a multiple of GRPO's.
+
+    Raises:
+        InputError: it was not measured, and the arm's steps are not GRPO's.
+    """
+    if ARMS[arm].changes == GRPO:
+        return 1.0
+    measured = [float(row["ratio"]) for row in costs if (row["implementation"], row["arm"]) == (implementation, arm)]
+    if not measured:
+        raise InputError(f"no cost of a step of {arm} was measured: run benchmarks/step_seconds.py")
+    return measured[0]
 
 
 def price_table(rows: Rows, costs: Rows, base: str = "tiny") -> str:
@@ -17,16 +28,28 @@ def price_table(rows: Rows, costs: Rows, base: str = "tiny") -> str:
 
     Args:
         rows: of study.csv.
-        costs: of step_seconds.csv; an arm that is not there takes GRPO's steps.
+        costs: of step_seconds.csv.
         base: the base model.
     """
     intervals = {(row["implementation"], row["arm"]): f"[{float(row['low']):.2f}, {float(row['high']):.2f}]" for row in costs}
     lines = []
     for arm in [arm.name for arm in MAIN if seeds_of(rows, base, arm.name)]:
-        reached = [float(r["steps_to_80"]) for r in rows if (r["base"], r["arm"]) == (base, arm) and r["steps_to_80"]]
+        steps = [float(r["steps_to_80"] or "inf") for r in rows if (r["base"], r["arm"]) == (base, arm)]
         shown = [f"{step_cost(costs, arm, way):.2f} {intervals.get((way, arm), '')}".strip() for way in ("train", "study")]
-        steps = np.mean(reached) if reached else float("nan")
-        times = [f"{steps:.0f}", f"{steps * step_cost(costs, arm):.0f}"] if reached else ["–", "–"]
-        lines.append([f"`{arm}`", *shown, f"{len(reached)} of {len(seeds_of(rows, base, arm))}", *times])
+        median = float(np.median(steps))
+        times = [f"{median:.0f}", f"{median * step_cost(costs, arm):.0f}"] if median < np.inf else ["–", "–"]
+        lines.append([f"`{arm}`", *shown, f"{np.isfinite(steps).sum()} of {len(steps)}", *times])
     header = ["arm", "time of a step, GRPO's = 1", "the same in the study's runs", "runs that reach 0.8"]
-    return table([*header, "after steps", "in the time of so many GRPO steps"], lines)
+    return table([*header, "median steps", "in the time of so many GRPO steps"], lines)
+
+
+def whole_run_costs(rows: Rows) -> str:
+    """Training time of CPPO over GRPO's, of whole runs paired by seed, on each base whose runs are of one machine."""
+    found = []
+    for base in PRIMARY_BASES:
+        chosen = [row for row in rows if row["base"] == base and row["arm"] in ("cppo", "grpo")]
+        if has_seeds(chosen, base, ["cppo", "grpo"]) and len({row["versions"] for row in chosen}) == 1:
+            seconds = {(row["arm"], int(row["seed"])): float(row["seconds"]) for row in chosen}
+            ratios = np.array([seconds["cppo", seed] / seconds["grpo", seed] for seed in seeds_of(chosen, base, "cppo")])
+            found.append(f"{seed_mean(ratios, '.2f')} on `{base}`")
+    return ", ".join(found)

@@ -1,4 +1,4 @@
-"""An explanation of what CPL costs on plain images, made exact enough to fail: dilution (exploratory, not in the protocol).
+"""An explanation of what CPL costs on plain images, made exact enough to fail: dilution (exploratory).
 
 Adam keeps the length of a step about the same, whatever the gradient's. If CPL's gradient is added to GRPO's, a smaller share
 of the step serves the reward: with cosine c and norm ratio r between the two, s = (1 + r·c) / √(1 + 2·r·c + r²). If that were
@@ -6,15 +6,27 @@ all, an arm would be, after its steps, where its baseline is after s times as ma
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from cppo_ref.config import InputError
-from cppo_ref.study.analysis import MARGIN, PRIMARY_METRIC, Difference, difference
+from cppo_ref.study.analysis import (
+    MARGIN,
+    PRIMARY_METRIC,
+    SEEDS,
+    Rows,
+    bootstrap_interval,
+    difference,
+    has_seeds,
+    paired,
+    per_seed,
+)
 from cppo_ref.study.arms import MAIN, MECHANISM, Arm
 from cppo_ref.study.bases import BASES
-from cppo_ref.study.hypotheses import SEEDS, Rows, judged, per_seed, seeds_of
-from cppo_ref.study.report import table
+from cppo_ref.study.comparisons import table
+from cppo_ref.study.hypotheses import judged
+from cppo_ref.study.report import seed_mean
 
 METRIC = "validation_avg_at_8"  # on plain images, every ten steps
 
@@ -25,53 +37,73 @@ def share(cosine: float, ratio: float) -> float:
     return (1 + ratio * cosine) / length**0.5 if length > 0 else 0.0
 
 
-def predicted(curves: Rows, base: str, arm: Arm) -> tuple[float, float]:
-    """(share of the step, change of plain avg@8 at the end) that dilution predicts for `arm`, from its baseline's curve.
-
-    Raises:
-        InputError: the arm or its baseline was not run on `base`.
-    """
-    cosine, ratio = (per_seed(curves, base, arm.name, f"gradient_{what}").mean() for what in ("cosine", "ratio"))
-    steps, heights = mean_curve(curves, base, arm.baseline)
-    kept = share(float(cosine), float(ratio))
-    return kept, float(np.interp(kept * steps[-1], steps, heights) - heights[-1])
+def predicted(cosine: float, ratio: float, steps: np.ndarray, heights: np.ndarray) -> float:
+    """The change of accuracy at the end that dilution predicts, from the baseline's curve (`heights` at `steps`)."""
+    return float(np.interp(share(cosine, ratio) * steps[-1], steps, heights) - heights[-1])
 
 
-def mean_curve(curves: Rows, base: str, arm: str) -> tuple[np.ndarray, np.ndarray]:
-    """Plain validation avg@8 along training, mean over the protocol's seeds; InputError if it was not run."""
-    chosen = [row for row in curves if (row["base"], row["arm"]) == (base, arm)]
-    steps = sorted({row["step"] for row in chosen if row[METRIC] is not None and row[METRIC] == row[METRIC]})
-    heights = [per_seed([row for row in chosen if row["step"] == step], base, arm, METRIC).mean() for step in steps]
-    if not steps:
-        raise InputError(f"{arm} was not run on base {base}: run it first")
-    return np.array(steps), np.array(heights)
+@dataclass(frozen=True)
+class Evidence:
+    """What dilution is held against: a value per seed, in the same order."""
+
+    cosines: np.ndarray  # of ∇(λ·CPL) and ∇GRPO, mean over the arm's run
+    ratios: np.ndarray  # of their norms
+    steps: np.ndarray  # of the probes
+    heights: np.ndarray  # [seeds, probes]: the baseline's plain avg@8
+    gaps: np.ndarray  # arm minus baseline at the end
+
+    def prediction(self, chosen: np.ndarray | slice = slice(None)) -> float:
+        """The predicted change, from the means over the chosen seeds."""
+        cosine, ratio = float(self.cosines[chosen].mean()), float(self.ratios[chosen].mean())
+        return predicted(cosine, ratio, self.steps, self.heights[chosen].mean(axis=0))
+
+    def remainder(self, resamples: int = 2000) -> tuple[float, float]:
+        """95 % bootstrap interval over seeds of what was observed minus what is predicted, both from the same seeds."""
+        draws = np.random.default_rng(0).integers(len(self.gaps), size=(resamples, len(self.gaps)))
+        low, high = np.percentile([self.gaps[draw].mean() - self.prediction(draw) for draw in draws], [2.5, 97.5])
+        return float(low), float(high)
+
+
+def evidence(rows: Rows, curves: Rows, base: str, arm: Arm) -> Evidence:
+    """What the runs of `rows` say; InputError if the arm or its baseline was not run on `base`."""
+    if not has_seeds(rows, base, [arm.name, arm.baseline]):
+        raise InputError(f"{arm.name} and {arm.baseline} need the seeds {SEEDS} on base {base}: run them first")
+    probed = [row for row in curves if row["base"] == base and row["seed"] in SEEDS]
+    ends = final_points(rows, probed)
+    curve = {(row["seed"], row["step"]): row[METRIC] for row in probed if row["arm"] == arm.baseline and _there(row[METRIC])}
+    steps = sorted({step for _, step in curve})
+    return Evidence(
+        cosines=per_seed(probed, base, arm.name, "gradient_cosine"),
+        ratios=per_seed(probed, base, arm.name, "gradient_ratio"),
+        steps=np.array(steps),
+        heights=np.array([[curve[seed, step] for step in steps] for seed in SEEDS]),
+        gaps=paired(ends, base, arm.name, arm.baseline, METRIC),
+    )
 
 
 def dilution_table(rows: Rows, curves: Rows, bases: Sequence[str] = tuple(BASES)) -> str:
     """What dilution predicts for each arm that adds CPL to GRPO, beside what was observed on the same images."""
-    ends = final_points(rows, curves)
     lines = []
     for base in bases:
         for arm in MAIN:
             if arm.changes.get("cpl_weight") == 0 or arm.changes.get("policy_weight") == 0:
                 continue
             try:
-                found = difference(ends, base, arm.name, arm.baseline, METRIC)
-                kept, change = predicted(curves, base, arm)
+                seen = evidence(rows, curves, base, arm)
             except InputError:
                 continue
-            lines.append([base, f"`{arm.name}`", f"{kept:.2f}", f"{change:+.3f}", found.interval, _fit(change, found)])
-    header = ["base", "arm", "share of the step", "predicted change in plain avg@8", "observed [95 %]", "dilution"]
+            kept = share(float(seen.cosines.mean()), float(seen.ratios.mean()))
+            observed, (low, high) = seed_mean(seen.gaps, "+.3f"), seen.remainder()
+            still = np.prod(np.sign(bootstrap_interval(seen.gaps))) <= 0  # the interval contains 0
+            word = "too little" if high < 0 else "too much" if low > 0 else "nothing to explain" if still else "compatible"
+            left = f"[{low:+.3f}, {high:+.3f}]"
+            lines.append([base, f"`{arm.name}`", f"{kept:.2f}", f"{seen.prediction():+.3f}", observed, left, word])
+    header = ["base", "arm", "share of the step", "predicted change", "observed [95 %]", "observed − predicted", "dilution"]
     return table(header, lines)
 
 
-def _fit(change: float, observed: Difference) -> str:
-    """How a predicted change fits the observed interval, in words."""
-    if change > observed.high:
-        return "too little"
-    if change < observed.low:
-        return "too much"
-    return "nothing to explain" if observed.low <= 0 <= observed.high else "compatible"
+def _there(value: float | None) -> bool:
+    return value is not None and value == value
 
 
 def intervention_table(rows: Rows) -> str:
@@ -80,21 +112,23 @@ def intervention_table(rows: Rows) -> str:
     By the protocol's log, dilution is supported if both differences on plain images are equal (the interval inside ±0.02) and
     refuted if one of them is wholly outside.
     """
-    if any(seeds_of(rows, "tiny", arm.name) != list(SEEDS) for arm in MECHANISM):
+    if not has_seeds(rows, "tiny", [arm.name for arm in MECHANISM]):
         return "Not run yet."
-    pairs = [("grpo_slower", "cppo"), ("cppo_faster", "grpo")]
+    pairs = [("grpo_slower", "cppo"), ("cppo_faster", "grpo"), ("grpo_slower", "grpo"), ("cppo", "grpo")]
     plain, shifted = ([difference(rows, "tiny", *pair, metric) for pair in pairs] for metric in ("avg_at_8", PRIMARY_METRIC))
-    outside = any(one.low > MARGIN or one.high < -MARGIN for one in plain)
+    tested, (slowed, price) = plain[:2], plain[2:]
+    outside = any(one.low > MARGIN or one.high < -MARGIN for one in tested)
     lines = [[f"`{one.arm}` − `{one.other}`", one.interval, two.interval] for one, two in zip(plain, shifted, strict=True)]
     found = table(["ten seeds, 300 test images", "plain avg@8", "shifted avg@8"], lines)
-    return f"{found}\n\nDilution: **{judged(all(one.equal for one in plain), outside)}**."
+    word = judged(all(one.equal for one in tested), outside)
+    return f"{found}\n\nDilution: **{word}**; slowing GRPO down costs {100 * slowed.value / price.value:.0f} % of CPPO's price."
 
 
 def final_points(rows: Rows, curves: Rows, metric: str = METRIC) -> Rows:
-    """The last probe of each of `rows`' runs, numbers as text like theirs."""
+    """The last probe of each of `rows`' runs, numbers as text like theirs; none of a run that ended without one."""
     wanted = {(row["base"], row["arm"], int(row["seed"])): int(row["steps"]) for row in rows}
     return [
         {"base": row["base"], "arm": row["arm"], "seed": str(row["seed"]), metric: str(row[metric])}
         for row in curves
-        if wanted.get((row["base"], row["arm"], row["seed"])) == row["step"]
+        if wanted.get((row["base"], row["arm"], row["seed"])) == row["step"] and _there(row[metric])
     ]

@@ -48,7 +48,7 @@ def arms_plot(panels: Mapping[str, Sequence[Difference]], *, margin: float = MAR
     Args:
         panels: label of the metric -> differences of the same arms in the same order.
         margin: half the width of the grey band, the differences that count as equal.
-        limit: a difference beyond ± this is written at the edge instead.
+        limit: an interval that reaches beyond ± this is written at the edge instead.
     """
     pairs = [(one.arm, one.other) for one in next(iter(panels.values()))]
     with style():
@@ -59,9 +59,9 @@ def arms_plot(panels: Mapping[str, Sequence[Difference]], *, margin: float = MAR
             ax.axvline(0, color=BLACK, lw=1)
             for y, one in enumerate(found):
                 color = BLUE if one.low > 0 else VERMILION if one.high < 0 else "#777777"
-                if abs(one.value) > limit:
-                    side, text = np.sign(one.value), f"◄ {one.value:+.3f}" if one.value < 0 else f"{one.value:+.3f} ►"
-                    ax.text(side * limit, y, text, ha="left" if side < 0 else "right", va="center", color=color, fontsize=9)
+                if max(abs(one.low), abs(one.high)) > limit:
+                    side, text = np.sign(one.value), f"◄ {one.interval}" if one.value < 0 else f"{one.interval} ►"
+                    ax.text(side * limit, y, text, ha="left" if side < 0 else "right", va="center", color=color, fontsize=8)
                     continue
                 ax.plot([one.low, one.high], [y, y], color=color, lw=1.8)
                 ax.plot(one.value, y, "^" if one.low > 0 else "v" if one.high < 0 else "o", color=color, ms=6)

@@ -5,20 +5,26 @@ refutation holds; "undecided": neither; "not run": rows are missing. "above x" m
 or below" that it is below 0.02. The protocol's log lists where its words had to be made exact.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from cppo_ref.config import InputError
 from cppo_ref.shapes import LEVELS
-from cppo_ref.study.analysis import MARGIN, Difference, bootstrap_interval, difference, primary_family
+from cppo_ref.study.analysis import (
+    MARGIN,
+    SWEEP_SEEDS,
+    Difference,
+    Rows,
+    bootstrap_interval,
+    difference,
+    has_seeds,
+    per_seed,
+    primary_family,
+    whole_arms,
+)
 from cppo_ref.study.arms import MAIN
-
-Rows = Sequence[dict[str, Any]]
-SEEDS = range(10)  # of each arm, by the protocol
-SWEEP_SEEDS = range(100, 105)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def strong_removal_saturates(rows: Rows, curves: Rows) -> tuple[str, str]:
     """
     late = [row for row in rows if int(row["seed"]) in SWEEP_SEEDS]
     arms = ["cppo", "cppo-removing_strength=2.0", "cppo-removing_strength=4.0", "cppo-removing=blank"]
-    if any(seeds_of(late, "tiny", arm) != list(SWEEP_SEEDS) for arm in ("grpo", *arms)):
+    if not has_seeds(late, "tiny", ["grpo", *arms], SWEEP_SEEDS):
         raise InputError("H3 needs the sweep of removing_strength on seeds 100-104: run it first")
     gains = [difference(late, "tiny", arm, "grpo") for arm in arms]
     ratios = [per_seed(curves, "tiny", arm, "gradient_ratio", SWEEP_SEEDS) for arm in arms]
@@ -115,11 +121,10 @@ def where_it_hurts_it_fights(rows: Rows, curves: Rows) -> tuple[str, str]:
     An arm with adapters on a part of the model is compared with GRPO on the same part.
     """
     both = [arm for arm in MAIN if arm.changes.get("cpl_weight") != 0 and arm.changes.get("policy_weight") != 0]
-    measured = [arm for arm in both if seeds_of(rows, "tiny", arm.name)]
-    if not measured:
-        raise InputError("no arm with CPL was run on base tiny: run them first")
+    if not has_seeds(rows, "tiny", [name for arm in both for name in (arm.name, arm.baseline)]):
+        raise InputError("H8 needs all arms with CPL on base tiny: run them first")
     groups: dict[str, list[str]] = {"against it": [], "not": [], "open": []}
-    for arm in measured:
+    for arm in both:
         if difference(rows, "tiny", arm.name, arm.baseline, "avg_at_8").high >= 0:
             continue
         cosine = bootstrap_interval(per_seed(curves, "tiny", arm.name, "gradient_cosine"))
@@ -127,35 +132,10 @@ def where_it_hurts_it_fights(rows: Rows, curves: Rows) -> tuple[str, str]:
         fights, peaceful = cosine[1] < 0 or ratio[0] > 1, cosine[0] >= 0 and ratio[1] <= 1
         groups["against it" if fights else "not" if peaceful else "open"].append(arm.name)
     below = sum(map(len, groups.values()))
-    told = f"{below} of {len(measured)} arms measured are below GRPO on plain images ({len(both)} in the protocol)"
+    told = f"{below} of {len(both)} arms are below GRPO on plain images"
     shown = [f"{word}: {', '.join(names) or 'none'}" for word, names in groups.items()]
     verdict = judged(below > 0 and len(groups["against it"]) == below, bool(groups["not"]))
     return verdict, "; ".join([told, *shown])
-
-
-def per_seed(curves: Rows, base: str, arm: str, metric: str, seeds: Sequence[int] = SEEDS) -> np.ndarray:
-    """The mean of a probe over a run, for each of `seeds` that has one; InputError without any."""
-    values: dict[int, list[float]] = {}
-    for row in curves:
-        value = row[metric]
-        if (row["base"], row["arm"]) == (base, arm) and row["seed"] in seeds and value is not None and value == value:
-            values.setdefault(row["seed"], []).append(value)
-    if not values:
-        raise InputError(f"no {metric} of {arm} on base {base}: run it first")
-    return np.array([np.mean(values[seed]) for seed in sorted(values)])
-
-
-def whole_arms(rows: Rows) -> Rows:
-    """The rows with the protocol's seeds, of those arms and bases that have all of them."""
-    final = [row for row in rows if int(row["seed"]) in SEEDS]
-    runs = {(row["base"], row["arm"]) for row in final}
-    whole = {run for run in runs if seeds_of(final, *run) == list(SEEDS)}
-    return [row for row in final if (row["base"], row["arm"]) in whole]
-
-
-def seeds_of(rows: Rows, base: str, arm: str) -> list[int]:
-    """The seeds that an arm has on a base, ascending."""
-    return sorted(int(row["seed"]) for row in rows if (row["base"], row["arm"]) == (base, arm))
 
 
 HYPOTHESES: dict[str, tuple[str, Callable[[Rows, Rows], tuple[str, str]]]] = {

@@ -65,7 +65,10 @@ class Run:
 
     @property
     def config_hash(self) -> str:
-        """12 hexadecimal digits over all that decides its numbers: settings, steps, evaluation, weights of the base."""
+        """12 hexadecimal digits over what was chosen for it: settings, steps, images, weights of the base.
+
+        The code is not part of it: rows name its commit, and what rounds or draws differently in their `versions`.
+        """
         settings = self.config.to_dict()
         content = {name: settings[name] for name in HASHED} | {"trained_steps": self.trained_steps, "split": self.split}
         content |= {"images": self.images, "probe_every": self.probe_every, "base": base_digest(self.base)}

@@ -1,44 +1,33 @@
 """The study's results as Markdown, computed from the committed tables and from nothing else."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 
-from cppo_ref.config import InputError
 from cppo_ref.study.analysis import (
     ALPHA,
     PRIMARY_BASES,
     PRIMARY_METRIC,
     PRIMARY_PAIRS,
+    SEEDS,
     Difference,
+    Rows,
     bootstrap_interval,
     difference,
+    has_seeds,
     minimal_effect,
     paired,
+    per_seed,
     primary_family,
+    seeds_of,
     verdict,
 )
-from cppo_ref.study.arms import MAIN, UNTRAINED
+from cppo_ref.study.arms import MAIN
 from cppo_ref.study.bases import BASES
-from cppo_ref.study.hypotheses import SEEDS, Rows, outcomes, per_seed, seeds_of
+from cppo_ref.study.comparisons import attempt, table
+from cppo_ref.study.hypotheses import outcomes
 
-Value = TypeVar("Value")
 PILOT_SEEDS = (0, 1, 2)  # looked at before the protocol was written
-SHOWN = {
-    "avg_at_8": "plain avg@8",
-    "shift_avg_at_8": "shifted avg@8",
-    "greedy": "plain greedy",
-    "shift_greedy": "shifted greedy",
-    "perception": "perception",
-    "shift_perception": "shifted perception",
-    "reasoning": "reasoning",
-    "shift_reasoning": "shifted reasoning",
-    "blank": "blank",
-    "consistency": "consistency",
-    "sensitivity": "sensitivity (nats)",
-    "detector_auroc": "AUROC",
-}
 # what a reviewer of single runs would ask: (what is compared, with which arm, on which metric)
 QUESTIONS = {
     "Is the gain larger than the luck of the seed?": (
@@ -57,8 +46,6 @@ QUESTIONS = {
     "Or does it only guess better?": (("blank avg@8", "grpo", "blank"),),
     "Do the detected tokens agree better with the truth?": (("AUROC of ΔH", "grpo", "detector_auroc"),),
 }
-ANSWERS = ("avg_at_8", "shift_avg_at_8", "greedy", "shift_greedy", "blank", "consistency")
-TOKENS = ("perception", "shift_perception", "reasoning", "shift_reasoning", "sensitivity", "detector_auroc")
 
 
 def final_rows(rows: Rows, seeds: Sequence[int] = SEEDS) -> Rows:
@@ -75,12 +62,7 @@ def curves_of(rows: Rows, curves: Rows) -> Rows:
 def complete(rows: Rows, seeds: Sequence[int] = SEEDS) -> bool:
     """Whether the primary family can be tested: every arm and base of it has exactly the seeds of the protocol."""
     arms = {arm for pair in PRIMARY_PAIRS for arm in pair}
-    return all(seeds_of(rows, base, arm) == list(seeds) for base in PRIMARY_BASES for arm in arms)
-
-
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *lines])
+    return all(has_seeds(rows, base, arms, seeds) for base in PRIMARY_BASES)
 
 
 def coverage_table(rows: Rows) -> str:
@@ -101,55 +83,6 @@ def primary_table(rows: Rows) -> str:
     return table(header, lines)
 
 
-def moved_table(rows: Rows, base: str) -> str:
-    """What was measured, before training and after: a line per measure, a column per arm of the primary family."""
-    arms = [arm for arm in ("untrained", "grpo", "grpo_augmented", "cppo") if seeds_of(rows, base, arm)]
-    lines = []
-    for metric, shown in SHOWN.items():
-        found = _try(lambda m=metric: difference(rows, base, "cppo", "grpo", m))
-        means = (_mean(_chosen(rows, base, arm), metric) for arm in arms)
-        lines.append([shown, *means, found.interval if found else "–"])
-    return table([f"`{base}`, mean over seeds", *(f"`{arm}`" for arm in arms), "`cppo` − `grpo` [95 %]"], lines)
-
-
-def levels_table(rows: Rows, base: str) -> str:
-    """Means over seeds of what was measured at the end of training: one line per arm that was run on the base."""
-    lines = []
-    for arm in [UNTRAINED.name, *(arm.name for arm in MAIN)]:
-        chosen = _chosen(rows, base, arm)
-        if chosen:
-            lines.append([f"`{arm}`", str(len(chosen)), *(_mean(chosen, metric) for metric in SHOWN)])
-    return table(["arm", "seeds", *SHOWN.values()], lines)
-
-
-def _chosen(rows: Rows, base: str, arm: str) -> Rows:
-    return [row for row in rows if (row["base"], row["arm"]) == (base, arm)]
-
-
-def _mean(rows: Rows, metric: str) -> str:
-    values = [float(row[metric]) for row in rows if row[metric] != ""]
-    if not values:
-        return "–"
-    return f"{np.mean(values):.3f}"
-
-
-def differences_table(rows: Rows, base: str, metrics: Sequence[str]) -> str:
-    """Every arm minus its baseline on a base, with unadjusted 95 % intervals; n where fewer seeds have the metric."""
-    lines = []
-    for arm, other in baseline_pairs(rows, base):
-        count = len(set(seeds_of(rows, base, arm)) & set(seeds_of(rows, base, other)))
-        cells = (_difference_cell(rows, base, arm, other, metric, count) for metric in metrics)
-        lines.append([f"`{arm}` − `{other}`", str(count), *cells])
-    return table([f"on `{base}`", "seeds", *(SHOWN[metric] for metric in metrics)], lines)
-
-
-def _difference_cell(rows: Rows, base: str, arm: str, other: str, metric: str, count: int) -> str:
-    found = _try(lambda: difference(rows, base, arm, other, metric))
-    if found is None:
-        return "–"
-    return found.interval if found.seeds == count else f"{found.interval} (n = {found.seeds})"
-
-
 def questions_table(rows: Rows, base: str = "tiny") -> str:
     """A reviewer's questions, each with the differences that answer it; unadjusted intervals."""
     lines = []
@@ -158,17 +91,6 @@ def questions_table(rows: Rows, base: str = "tiny") -> str:
             lines.append([question, f"{what}, CPPO − `{other}`", difference(rows, base, "cppo", other, metric).interval])
             question = ""
     return table(["question", f"measured on `{base}`", "difference [95 %]"], lines)
-
-
-def baseline_pairs(rows: Rows, base: str) -> list[tuple[str, str]]:
-    """(arm, its baseline: GRPO with adapters on the same part of the model), as far as both were run on `base`."""
-    pairs = [(arm.name, arm.baseline) for arm in MAIN if arm.name != arm.baseline]
-    return [pair for pair in pairs if set(seeds_of(rows, base, pair[0])) & set(seeds_of(rows, base, pair[1]))]
-
-
-def against_baselines(rows: Rows, base: str, metric: str = PRIMARY_METRIC) -> list[Difference]:
-    """Every arm minus its baseline on one metric."""
-    return [difference(rows, base, *pair, metric) for pair in baseline_pairs(rows, base)]
 
 
 def missed_table(rows: Rows) -> str:
@@ -195,15 +117,16 @@ def alignment_table(curves: Rows, bases: Sequence[str] = tuple(BASES)) -> str:
     for base in bases:
         for arm in (arm.name for arm in MAIN if arm.changes.get("policy_weight") != 0):
             cosine, ratio = (
-                _try(lambda b=base, a=arm, m=metric: per_seed(curves, b, a, m))
+                attempt(lambda b=base, a=arm, m=metric: per_seed(curves, b, a, m))
                 for metric in ("gradient_cosine", "gradient_ratio")
             )
             if cosine is not None and ratio is not None:
-                lines.append([base, f"`{arm}`", _seed_mean(cosine, "+.3f"), _seed_mean(ratio, ".3f")])
+                lines.append([base, f"`{arm}`", seed_mean(cosine, "+.3f"), seed_mean(ratio, ".3f")])
     return table(["base", "arm", "cosine [95 % over seeds]", "norm ratio CPL / GRPO [95 % over seeds]"], lines)
 
 
-def _seed_mean(values: np.ndarray, form: str) -> str:
+def seed_mean(values: np.ndarray, form: str) -> str:
+    """The mean over seeds with its 95 % interval, as text."""
     low, high = bootstrap_interval(values)
     return f"{values.mean():{form}} [{low:{form}}, {high:{form}}]"
 
@@ -233,15 +156,7 @@ def regimes(rows: Rows, pairs: Sequence[tuple[str, str]] = PRIMARY_PAIRS) -> dic
     for arm, other in pairs:
         for base in BASES:
             for metric, images in (("avg_at_8", "plain"), (PRIMARY_METRIC, "shifted")):
-                found = _try(lambda a=arm, o=other, b=base, m=metric: difference(rows, b, a, o, m))
+                found = attempt(lambda a=arm, o=other, b=base, m=metric: difference(rows, b, a, o, m))
                 if found:
                     cells[f"{arm} − {other}", f"{base}\n{images}"] = found, words[verdict(found, 0.0)]
     return cells
-
-
-def _try(make: Callable[[], Value]) -> Value | None:
-    """What it makes; None where the runs for it are missing."""
-    try:
-        return make()
-    except InputError:
-        return None

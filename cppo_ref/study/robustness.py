@@ -7,19 +7,24 @@ from cppo_ref.study.analysis import (
     PRIMARY_BASES,
     PRIMARY_METRIC,
     PRIMARY_PAIRS,
+    SWEEP_SEEDS,
     Difference,
+    Rows,
     difference,
+    has_seeds,
     paired,
+    seeds_of,
+    whole_arms,
 )
-from cppo_ref.study.arms import SWEEPS
+from cppo_ref.study.arms import MAIN, SWEEPS
+from cppo_ref.study.comparisons import SHOWN, table
 from cppo_ref.study.dilution import final_points
-from cppo_ref.study.hypotheses import SWEEP_SEEDS, Rows, seeds_of
+from cppo_ref.study.hypotheses import outcomes
 from cppo_ref.study.probes import PROBE_IMAGES
-from cppo_ref.study.report import SHOWN, table
 
 
 def replica_table(rows: Rows, again: Rows, base: str = "tiny", pair: tuple[str, str] = ("cppo", "grpo")) -> str:
-    """The same runs on two machines: how far two trainings of a seed drift apart by rounding, and what becomes of the effect.
+    """The same runs on two machines: how far two runs of a seed are apart, and what becomes of the effect.
 
     Args:
         rows: of study.csv.
@@ -29,18 +34,43 @@ def replica_table(rows: Rows, again: Rows, base: str = "tiny", pair: tuple[str, 
     """
     seeds = [seed for seed in seeds_of(again, base, pair[0]) if seed in seeds_of(again, base, pair[1])]
     first = [row for row in rows if int(row["seed"]) in seeds]
+    pooled = [row | {"arm": f"{row['arm']} 1"} for row in first] + [row | {"arm": f"{row['arm']} 2"} for row in again]
     lines = []
-    for metric in ("avg_at_8", PRIMARY_METRIC):
-        pooled = [row | {"arm": f"{row['arm']} 1"} for row in first] + [row | {"arm": f"{row['arm']} 2"} for row in again]
-        drifts = [f"{np.abs(paired(pooled, base, f'{arm} 2', f'{arm} 1', metric)).mean():.3f}" for arm in pair]
+    for metric in ("avg_at_8", PRIMARY_METRIC, "greedy", "shift_greedy", "consistency"):
+        gaps = [paired(pooled, base, f"{arm} 2", f"{arm} 1", metric) for arm in pair]
+        drifts = [f"{np.abs(gap).mean():.3f} ({gap.mean():+.3f})" for gap in gaps]
         effects = [difference(table_rows, base, *pair, metric).interval for table_rows in (first, again)]
         lines.append([SHOWN[metric], *drifts, *effects])
-    arms = [f"`{arm}`: mean distance of two runs of a seed" for arm in pair]
-    return table(["", *arms, *(f"{pair[0]} − {pair[1]}, machine {number}" for number in (1, 2))], lines)
+    arms = [f"`{arm}`: distance of two runs of a seed (2 − 1)" for arm in pair]
+    return table([f"means of {len(seeds)} seeds", *arms, *(f"{pair[0]} − {pair[1]}, machine {n}" for n in (1, 2))], lines)
+
+
+def one_machine_table(rows: Rows, again: Rows, base: str = "tiny") -> str:
+    """The hypotheses that compare arms of the second machine with CPPO and GRPO of the first, within the second."""
+    if not has_seeds(again, base, ("cppo", "grpo")):
+        return "Not run yet."
+    moved = [*again, *(row for row in rows if (row["base"], row["arm"]) not in {(base, "cppo"), (base, "grpo")})]
+    chosen = [one for one in outcomes(whole_arms(moved), []) if one.name in ("H1", "H4")]
+    return table(["", "outcome", "evidence"], [[one.name, f"**{one.verdict}**", one.evidence] for one in chosen])
+
+
+def settings_table(rows: Rows, base: str = "tiny") -> str:
+    """CPPO minus every other arm that trains all layers on reward and a perception loss: what a choice earns."""
+    others = [
+        arm.name
+        for arm in MAIN
+        if arm.changes and arm.baseline == "grpo" and not {"cpl_weight", "policy_weight"} & arm.changes.keys()
+    ]
+    lines = []
+    for other in [*others, "papo"]:
+        if has_seeds(rows, base, ["cppo", other]):
+            cells = (difference(rows, base, "cppo", other, metric).interval for metric in (PRIMARY_METRIC, "avg_at_8"))
+            lines.append([f"`cppo` − `{other}`", *cells])
+    return table([f"on `{base}`, ten seeds", "shifted avg@8 [95 %]", "plain avg@8"], lines)
 
 
 def pictures_table(rows: Rows, curves: Rows, late: Rows) -> str:
-    """The primary comparisons on the test pictures, and on two sets of validation pictures.
+    """The primary comparisons on the test pictures, and on validation pictures: a few, and all.
 
     Args:
         rows: the arms with the protocol's seeds.
@@ -48,13 +78,12 @@ def pictures_table(rows: Rows, curves: Rows, late: Rows) -> str:
         late: rows of study.csv; those with validation seeds were scored on all shifted validation pictures.
     """
     probed = "validation_shift_avg_at_8"
-    probes, late = final_points(rows, curves, probed), [row for row in late if int(row["seed"]) in SWEEP_SEEDS]
+    probes, late = final_points(rows, curves, probed), _late(late)
     lines = []
     for base in PRIMARY_BASES:
         for pair in PRIMARY_PAIRS:
             found = [difference(rows, base, *pair), difference(probes, base, *pair, probed)]
-            whole = all(seeds_of(late, base, arm) == list(SWEEP_SEEDS) for arm in pair)
-            others = difference(late, base, *pair).interval if whole else "not run"
+            others = difference(late, base, *pair).interval if has_seeds(late, base, pair, SWEEP_SEEDS) else "not run"
             lines.append([base, f"{pair[0]} − {pair[1]}", *(one.interval for one in found), others])
     few, many = f"{PROBE_IMAGES} validation pictures, the same runs", "200 validation pictures, seeds 100–104"
     return table(["shifted avg@8", "", "300 test pictures, seeds 0–9", few, many], lines)
@@ -65,12 +94,11 @@ def swept(rows: Rows, metric: str, base: str = "tiny") -> list[Difference]:
 
     On the hard level, which is another task and not another value of a setting, the arms are compared with GRPO.
     """
-    late = [row for row in rows if int(row["seed"]) in SWEEP_SEEDS]
+    late = _late(rows)
     found = []
     for arm in SWEEPS:
         other = "grpo-level=hard" if "level" in arm.changes else arm.name.partition("-")[0]
-        whole = all(seeds_of(late, base, name) == list(SWEEP_SEEDS) for name in (arm.name, other))
-        if whole and arm.name != other:
+        if arm.name != other and has_seeds(late, base, [arm.name, other], SWEEP_SEEDS):
             found.append(difference(late, base, arm.name, other, metric))
     return found
 
@@ -93,3 +121,15 @@ def sweeps_table(rows: Rows, base: str = "tiny") -> str:
         return "Not run yet."
     header = ["arm", "minus", "shifted avg@8 [95 %, 5 validation seeds]", "plain avg@8", "candidate for the default"]
     return table(header, lines)
+
+
+def coverage_of_sweeps(rows: Rows, base: str = "tiny") -> str:
+    """Which of the planned sweeps were run, in a sentence."""
+    missing = [arm.name for arm in SWEEPS if not has_seeds(_late(rows), base, [arm.name], SWEEP_SEEDS)]
+    there = f"Sweeps on `{base}` with seeds 100–104: {len(SWEEPS) - len(missing)} of {len(SWEEPS)} arms were run"
+    return f"{there}; not yet: {', '.join(f'`{name}`' for name in missing)}." if missing else f"{there}."
+
+
+def _late(rows: Rows) -> Rows:
+    """The rows with validation seeds."""
+    return [row for row in rows if int(row["seed"]) in SWEEP_SEEDS]

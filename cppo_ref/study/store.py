@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa  # datasets brings it along
 import pyarrow.parquet as pq
 
+from cppo_ref.config import InputError
 from cppo_ref.study.plan import Run
 
 RUNS_FOLDER = Path("build/study/runs")
@@ -53,6 +54,18 @@ def finished(runs: Iterable[Run], out: Path) -> set[Run]:
     """The runs that have a result with the same config hash: in build/study/runs or in the merged table."""
     merged = {(*_key(row), row["config_hash"]) for row in read_csv(out / "study.csv")}
     return {run for run in runs if (*run.key, run.config_hash) in merged or result_path(run).is_file()}
+
+
+def refuse_to_replace(out: Path, runs: Iterable[Run]) -> None:
+    """InputError if one of `runs` would replace a row of `out` that was made with other settings."""
+    hashes = {_key(row): row["config_hash"] for row in read_csv(out / "study.csv")}
+    for run in runs:
+        if hashes.get(run.key, run.config_hash) != run.config_hash:
+            name = " ".join(map(str, run.key))
+            raise InputError(
+                f"{out / 'study.csv'} has {name} with other settings ({hashes[run.key]} instead of {run.config_hash}): "
+                "choose another --out, or delete that row first"
+            )
 
 
 def merge(out: Path, runs: Iterable[Run]) -> int:

@@ -13,6 +13,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
+from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
 from cppo_ref.datasets import load_rows, step_rows
 from cppo_ref.evaluation import DETECTOR_VIEWS, evaluate_detector
@@ -27,6 +28,16 @@ from cppo_ref.training import cppo_step
 from cppo_ref.updates import Batch, NonFiniteError
 
 TARGET = 0.8  # avg@8 on plain validation images, for speed to a target
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the package's folder; "" where there is no git."""
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parents[1]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+# Asked when the code is imported, once for all runs that are forked from it: the files may change while they go on.
+COMMIT = _git("describe", "--always").strip() + ("-dirty" if _git("status", "--porcelain", "--", ".") else "")
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -109,22 +120,13 @@ def detector_rows(policy: Policy, rows: Examples, run: Run) -> list[dict[str, An
 
 def provenance(run: Run) -> dict[str, str]:
     """What made a row: the hash of its settings, the commit of the package, and the versions that decide its bits."""
-    commit = _git("describe", "--always").strip() + ("-dirty" if _git("status", "--porcelain", "--", ".") else "")
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}"
     machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {"config_hash": run.config_hash, "commit": commit, "versions": f"{versions}, {machine}, {ARITHMETIC}"}
-
-
-def _git(*arguments: str) -> str:
-    """What git says of the package's folder; "" where there is no git."""
-    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parents[1]), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return {"config_hash": run.config_hash, "commit": COMMIT, "versions": f"{versions}, {machine}, {ARITHMETIC}"}
 
 
 def main(argument: str) -> None:
     """Execute the run that `argument` describes and write its result."""
-    from cppo_ref.__main__ import quiet
-
     quiet()
     run = Run(**json.loads(argument))
     write_aside(result_path(run), (json.dumps(execute(run)) + "\n").encode())
