@@ -18,7 +18,7 @@ from cppo_ref.policy import load_policy, policy_for
 from cppo_ref.pretraining import PretrainOptions, training_example
 from cppo_ref.rollouts import generate_rollouts
 from cppo_ref.shapes import LEVELS, asked_colors, completion_text, hint_in, hinted
-from cppo_ref.study import metrics, speed, store
+from cppo_ref.study import metrics, store
 from cppo_ref.study.plan import Run
 from cppo_ref.study.probes import batch_auroc, gradient, gradient_alignment, parameters_at, put, snapshot
 from cppo_ref.study.runner import execute_apart
@@ -192,17 +192,6 @@ def test_a_quick_policy_has_the_same_losses_and_gradients(pair, changes):
     torch.testing.assert_close(moved[1], moved[0], atol=2e-6, rtol=1e-3)
     for name in ("reward", "policy_loss", "kl", "cpl", "entropy_shift", "gated_rows", "perturbed_rows"):
         assert getattr(metrics[1], name) == pytest.approx(getattr(metrics[0], name), abs=1e-5), name
-
-
-def test_a_quick_policy_samples_more_rows_in_parts_that_are_the_same_up_to_the_first(pair, monkeypatch):
-    """Sixteen rows, eight at a time: the first eight have the words of the plain policy, the others other random numbers."""
-    monkeypatch.setattr(speed, "SAMPLED_AT_A_TIME", 8)
-    rows = step_rows(load_rows("shapes", "train"), 4, 0, 0)
-    options = {"group_size": 4, "max_new_tokens": 32, "temperature": 1.0}
-    plain, sped = (generate_rollouts(policy, rows, **options, rng=torch.Generator().manual_seed(1)) for policy in pair)
-    assert len(sped.texts) == 16
-    assert sped.texts[:8] == plain.texts[:8] and sped.texts[8:] != plain.texts[8:]
-    assert torch.equal(sped.completion_mask[:8].sum(dim=1), plain.completion_mask[:8].sum(dim=1))
 
 
 def test_a_quick_reference_is_the_base_model_and_merged_weights_follow_the_optimizer(pair):

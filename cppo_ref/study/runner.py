@@ -70,7 +70,7 @@ def run_study(options: StudyOptions) -> None:
     if options.dry_run:
         print("\n".join(f"{run.base:<15}{run.arm:<28}seed {run.seed:<5}{run.config_hash}" for run in missing))
         return
-    store.refuse_to_replace(out, missing)
+    store.refuse_to_replace(out, runs)
     store.merge(out, runs)
     run_all(missing, out, options.workers)
 
