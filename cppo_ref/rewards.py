@@ -89,6 +89,7 @@ class _Verifier:
         self.worker: subprocess.Popen[str] | None = None
 
     def ask(self, candidate: str, answer: str) -> bool:
+        """Whether the worker finds the two equal; False if it does not answer in time or dies."""
         with self.lock:
             if self.worker is None or self.worker.poll() is not None:
                 self.worker = self._start()

@@ -50,7 +50,7 @@ from cppo_ref.study.report import (
     regimes,
 )
 from cppo_ref.study.robustness import (
-    coverage_of_sweeps,
+    coverage_beside,
     one_machine_table,
     pictures_table,
     replica_table,
@@ -227,7 +227,7 @@ BLOCKS = {name: after_all_runs(make) for name, make in FROM_RUNS.items()} | {
     "detector": lambda: detector_table(read_csv(RESULTS / "detector.csv")),
     "failures": failures,
     "status": status,
-    "coverage": lambda: f"{coverage_table(FINAL)}\n\n{coverage_of_sweeps(ROWS)}",
+    "coverage": lambda: f"{coverage_table(FINAL)}\n\n{coverage_beside(ROWS)}",
 }
 
 

@@ -203,7 +203,11 @@ def test_rows_of_other_settings_are_not_replaced(place, monkeypatch):
     with pytest.raises(InputError, match=r"study.csv has tiny easy grpo 0 with other settings \(\w+ instead of \w+\): choose"):
         run_study(StudyOptions(arms="grpo", seeds="0-1", steps=2))
     assert (place / "data/results/study.csv").read_bytes() == before
-    run_study(StudyOptions(arms="grpo", seeds="0", steps=2, out="trial"))
+    trial = {"arms": "grpo", "seeds": "0", "steps": 2}
+    run_study(StudyOptions(**trial, out="trial"))
+    with pytest.raises(InputError, match="with other settings"):
+        run_study(StudyOptions(**trial))  # finished now, and still not the row's settings
+    assert (place / "data/results/study.csv").read_bytes() == before
 
 
 def test_verification_compares_exactly_or_within_the_tolerance(place, monkeypatch):

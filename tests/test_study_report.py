@@ -36,7 +36,7 @@ from cppo_ref.study.report import (
 )
 from cppo_ref.study.robustness import (
     challenges,
-    coverage_of_sweeps,
+    coverage_beside,
     one_machine_table,
     pictures_table,
     replica_table,
@@ -340,9 +340,11 @@ def test_sweeps_are_compared_with_the_default_on_validation_seeds():
     assert lines[0].startswith("| `cppo-tau=0.3` | `cppo` | +0.05") and lines[0].endswith("| **yes** |")
     assert lines[1].startswith("| `cppo-level=hard` | `grpo-level=hard` | +0.05") and lines[1].endswith("| – |")
     assert sweeps_table(rows_of("tiny", "cppo")) == "Not run yet."
-    said = coverage_of_sweeps(rows)
+    said = coverage_beside(rows)
     assert said.startswith("Sweeps on `tiny` with seeds 100–104: 3 of 34 arms were run; not yet: `cppo-cpl_weight=0.003`, ")
     assert "`cppo-tau=1.0`" in said and "`cppo-tau=0.3`" not in said
+    assert said.endswith(". Beside them: `tiny cppo` (seeds 100–104), `tiny grpo` (seeds 100–104).")
+    assert coverage_beside(rows_of("tiny", "grpo_slower")).endswith(". Beside them: `tiny grpo_slower` (seeds 0–9).")
 
 
 @pytest.mark.parametrize(

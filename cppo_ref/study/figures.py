@@ -85,7 +85,7 @@ def regime_map(
     for (row, column), (found, _) in cells.items():
         values[rows.index(row), columns.index(column)] = found.value
     with style():
-        fig, ax = plt.subplots(figsize=(2.6 + 1.7 * len(columns), 1.4 + 0.5 * len(rows)))
+        fig, ax = plt.subplots(figsize=(2.6 + 1.3 * len(columns), 1.4 + 0.6 * len(rows)))
         shown = ax.imshow(values, cmap=REGIME_MAP, norm=Normalize(-limit, limit), aspect="auto")
         for (row, column), (found, word) in cells.items():
             dark = abs(found.value) > 0.7 * limit

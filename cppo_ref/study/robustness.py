@@ -7,6 +7,7 @@ from cppo_ref.study.analysis import (
     PRIMARY_BASES,
     PRIMARY_METRIC,
     PRIMARY_PAIRS,
+    SEEDS,
     SWEEP_SEEDS,
     Difference,
     Rows,
@@ -16,7 +17,8 @@ from cppo_ref.study.analysis import (
     seeds_of,
     whole_arms,
 )
-from cppo_ref.study.arms import MAIN, SWEEPS
+from cppo_ref.study.arms import MAIN, SWEEPS, UNTRAINED
+from cppo_ref.study.bases import BASES
 from cppo_ref.study.comparisons import SHOWN, table
 from cppo_ref.study.dilution import final_points
 from cppo_ref.study.hypotheses import outcomes
@@ -123,11 +125,19 @@ def sweeps_table(rows: Rows, base: str = "tiny") -> str:
     return table(header, lines)
 
 
-def coverage_of_sweeps(rows: Rows, base: str = "tiny") -> str:
-    """Which of the planned sweeps were run, in a sentence."""
+def coverage_beside(rows: Rows, base: str = "tiny") -> str:
+    """Which of the planned sweeps were run, and what else beside the main arms with the protocol's seeds, in two sentences."""
     missing = [arm.name for arm in SWEEPS if not has_seeds(_late(rows), base, [arm.name], SWEEP_SEEDS)]
     there = f"Sweeps on `{base}` with seeds 100–104: {len(SWEEPS) - len(missing)} of {len(SWEEPS)} arms were run"
-    return f"{there}; not yet: {', '.join(f'`{name}`' for name in missing)}." if missing else f"{there}."
+    sweeps = f"{there}; not yet: {', '.join(f'`{name}`' for name in missing)}." if missing else f"{there}."
+    named = {arm.name for arm in (*SWEEPS, UNTRAINED)}
+    final = {(row["base"], row["arm"]) for row in rows if int(row["seed"]) in SEEDS} - {
+        (b, a.name) for b in BASES for a in MAIN
+    }
+    late = {(row["base"], row["arm"]) for row in _late(rows)}
+    beside = [f"`{b} {arm}` (seeds 0–9)" for b, arm in sorted(final) if arm not in named]
+    beside += [f"`{b} {arm}` (seeds 100–104)" for b, arm in sorted(late) if arm not in named]
+    return f"{sweeps} Beside them: {', '.join(beside)}." if beside else sweeps
 
 
 def _late(rows: Rows) -> Rows:

@@ -4,8 +4,8 @@ Frozen 4-bit weights are unpacked once, not in every forward and backward. A pro
 which then attend to its keys and values. Where no gradient is wanted, an adapter is added to its weights and costs nothing.
 
 Losses, gradients and up to SAMPLED_AT_A_TIME sampled answers are those of `Policy` up to rounding (tests compare); of more
-answers, the draws are others. A sampled word can also change where two are as likely as rounding
-is small. So rows of the table name this arithmetic beside the versions of the libraries.
+answers, the draws are others. A sampled word can also change where two are as likely as rounding is small. So rows of the
+table name this arithmetic beside the versions of the libraries.
 """
 
 from collections.abc import Iterator
