@@ -54,6 +54,7 @@ from cppo_ref.study.robustness import (
     one_machine_table,
     pictures_table,
     replica_table,
+    rivals_table,
     settings_table,
     sweeps_table,
     swept,
@@ -222,6 +223,7 @@ FROM_RUNS = {
     "one_machine": lambda: one_machine_table(WHOLE, REPLICA),
     "pictures": lambda: pictures_table(WHOLE, CURVES, ROWS),
     "sweeps": lambda: sweeps_table(ROWS),
+    "rivals": lambda: rivals_table(ROWS),
 }
 BLOCKS = {name: after_all_runs(make) for name, make in FROM_RUNS.items()} | {
     "detector": lambda: detector_table(read_csv(RESULTS / "detector.csv")),

@@ -35,11 +35,13 @@ from cppo_ref.study.report import (
     regimes,
 )
 from cppo_ref.study.robustness import (
+    RIVAL_SETTINGS,
     challenges,
     coverage_beside,
     one_machine_table,
     pictures_table,
     replica_table,
+    rivals_table,
     settings_table,
     sweeps_table,
 )
@@ -335,16 +337,43 @@ def test_sweeps_are_compared_with_the_default_on_validation_seeds():
     values = {"cppo": 0.7, "grpo": 0.6, "cppo-tau=0.3": 0.75, "grpo-level=hard": 0.3, "cppo-level=hard": 0.35}
     rows = [row for arm, value in values.items() for row in rows_of("tiny", arm, value, late)]
     rows += [*rows_of("tiny", "cppo", 0.1), *rows_of("tiny", "cppo-tau=1.0", 0.8, range(100, 104))]  # test seeds; one missing
-    lines = sweeps_table(rows).splitlines()[2:]
-    assert [line.split(" | ")[0] for line in lines] == ["| `cppo-tau=0.3`", "| `cppo-level=hard`"]
-    assert lines[0].startswith("| `cppo-tau=0.3` | `cppo` | +0.05") and lines[0].endswith("| **yes** |")
-    assert lines[1].startswith("| `cppo-level=hard` | `grpo-level=hard` | +0.05") and lines[1].endswith("| – |")
-    assert sweeps_table(rows_of("tiny", "cppo")) == "Not run yet."
+    (line,) = sweeps_table(rows).splitlines()[2:]
+    assert line.startswith("| `cppo-tau=0.3` − `cppo` | +0.05") and line.endswith("| **yes** |")
+    assert sweeps_table(rows_of("tiny", "cppo")) == rivals_table(rows_of("tiny", "cppo")) == "Not run yet."
     said = coverage_beside(rows)
     assert said.startswith("Sweeps on `tiny` with seeds 100–104: 3 of 34 arms were run; not yet: `cppo-cpl_weight=0.003`, ")
     assert "`cppo-tau=1.0`" in said and "`cppo-tau=0.3`" not in said
     assert said.endswith(". Beside them: `tiny cppo` (seeds 100–104), `tiny grpo` (seeds 100–104).")
     assert coverage_beside(rows_of("tiny", "grpo_slower")).endswith(". Beside them: `tiny grpo_slower` (seeds 0–9).")
+
+
+def test_rivals_are_compared_at_the_same_setting_and_each_at_its_best():
+    shifted = {
+        "cppo": 0.70,
+        "cppo-learning_rate=0.0006": 0.74,
+        "cppo-group_size=4": 0.80,
+        "grpo": 0.60,
+        "grpo-group_size=16": 0.66,
+    }
+    plain = {"cppo-group_size=4": 0.60}  # 0.1 below the default: not a best setting
+    arms = [f"{arm}{suffix}" for arm in ("cppo", "grpo") for suffix in RIVAL_SETTINGS]
+    arms += [f"{arm}-level=hard" for arm in ("cppo", "grpo", "grpo_augmented")]
+    rows = [
+        row | {"avg_at_8": str(plain.get(arm, 0.70))}
+        for arm in arms
+        for row in rows_of("tiny", arm, shifted.get(arm, 0.50), range(100, 105))
+    ]
+    lines = [line.split(" | ") for line in rivals_table(rows).splitlines()[2:]]
+    assert [line[0][2:] for line in lines] == [
+        "`cppo` − `grpo`",
+        *(f"`cppo{suffix}` − `grpo{suffix}`" for suffix in RIVAL_SETTINGS[1:]),
+        "`cppo-level=hard` − `grpo-level=hard`",
+        "`cppo-level=hard` − `grpo_augmented-level=hard`",
+        "each at its best: `cppo-learning_rate=0.0006` − `grpo-group_size=16`",
+    ]
+    assert lines[-1][1].startswith("+0.080 [") and lines[3][2].startswith("-0.100 [")
+    without = [row for row in rows if row["arm"] != "grpo_augmented-level=hard"]
+    assert "best" not in rivals_table(without) and len(rivals_table(without).splitlines()) == 2 + 6
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,12 @@ from cppo_ref.study.analysis import (
     whole_arms,
 )
 from cppo_ref.study.arms import MAIN, SWEEPS, UNTRAINED
-from cppo_ref.study.bases import BASES
 from cppo_ref.study.comparisons import SHOWN, table
 from cppo_ref.study.dilution import final_points
 from cppo_ref.study.hypotheses import outcomes
 from cppo_ref.study.probes import PROBE_IMAGES
+
+RIVAL_SETTINGS = ("", "-learning_rate=0.0001", "-learning_rate=0.0006", "-group_size=4", "-group_size=16")
 
 
 def replica_table(rows: Rows, again: Rows, base: str = "tiny", pair: tuple[str, str] = ("cppo", "grpo")) -> str:
@@ -92,17 +93,10 @@ def pictures_table(rows: Rows, curves: Rows, late: Rows) -> str:
 
 
 def swept(rows: Rows, metric: str, base: str = "tiny") -> list[Difference]:
-    """Each swept value minus the default, on validation seeds and images; values whose seeds are all there.
-
-    On the hard level, which is another task and not another value of a setting, the arms are compared with GRPO.
-    """
+    """Each swept value minus the default, on validation seeds and images; values whose seeds are all there."""
     late = _late(rows)
-    found = []
-    for arm in SWEEPS:
-        other = "grpo-level=hard" if "level" in arm.changes else arm.name.partition("-")[0]
-        if arm.name != other and has_seeds(late, base, [arm.name, other], SWEEP_SEEDS):
-            found.append(difference(late, base, arm.name, other, metric))
-    return found
+    pairs = [(arm.name, arm.name.partition("-")[0]) for arm in SWEEPS if "level" not in arm.changes]
+    return [difference(late, base, *pair, metric) for pair in pairs if has_seeds(late, base, pair, SWEEP_SEEDS)]
 
 
 def challenges(shifted: Difference, plain: Difference) -> bool:
@@ -117,12 +111,42 @@ def sweeps_table(rows: Rows, base: str = "tiny") -> str:
     """What was `swept`, and whether the protocol's rule makes a value a candidate for the default."""
     lines = []
     for plain, shifted in zip(*(swept(rows, metric, base) for metric in ("avg_at_8", PRIMARY_METRIC)), strict=True):
-        word = "–" if "level" in shifted.arm else "**yes**" if challenges(shifted, plain) else "no"
-        lines.append([f"`{shifted.arm}`", f"`{shifted.other}`", shifted.interval, plain.interval, word])
+        word = "**yes**" if challenges(shifted, plain) else "no"
+        lines.append([f"`{shifted.arm}` − `{shifted.other}`", shifted.interval, plain.interval, word])
     if not lines:
         return "Not run yet."
-    header = ["arm", "minus", "shifted avg@8 [95 %, 5 validation seeds]", "plain avg@8", "candidate for the default"]
-    return table(header, lines)
+    return table(["on validation seeds", "shifted avg@8 [95 %, 5 seeds]", "plain avg@8", "candidate for the default"], lines)
+
+
+def rivals_table(rows: Rows, base: str = "tiny") -> str:
+    """CPPO minus its rivals where both have another learning rate, group size or task; and each with its best setting.
+
+    The best setting has the highest mean on shifted images among those that lose at most MARGIN on plain ones to the default.
+    """
+    late = _late(rows)
+    pairs = [(f"cppo{suffix}", f"grpo{suffix}") for suffix in RIVAL_SETTINGS]
+    pairs += [("cppo-level=hard", other) for other in ("grpo-level=hard", "grpo_augmented-level=hard")]
+    found = [pair for pair in pairs if has_seeds(late, base, pair, SWEEP_SEEDS)]
+    names = [f"`{arm}` − `{other}`" for arm, other in found]
+    if set(pairs) == set(found):
+        found.append((_best(late, base, "cppo"), _best(late, base, "grpo")))
+        names.append(f"each at its best: `{found[-1][0]}` − `{found[-1][1]}`")
+    lines = [
+        [name, *(difference(late, base, *pair, metric).interval for metric in (PRIMARY_METRIC, "avg_at_8"))]
+        for name, pair in zip(names, found, strict=True)
+    ]
+    return table(["on validation seeds", "shifted avg@8 [95 %, 5 seeds]", "plain avg@8"], lines) if lines else "Not run yet."
+
+
+def _best(late: Rows, base: str, arm: str) -> str:
+    """The arm's variant of RIVAL_SETTINGS with the highest mean on shifted images, and hardly less on plain ones."""
+    against = {
+        f"{arm}{suffix}": [
+            difference(late, base, f"{arm}{suffix}", arm, metric).value for metric in (PRIMARY_METRIC, "avg_at_8")
+        ]
+        for suffix in RIVAL_SETTINGS
+    }
+    return max((name for name, (_, plain) in against.items() if plain >= -MARGIN), key=lambda name: against[name][0])
 
 
 def coverage_beside(rows: Rows, base: str = "tiny") -> str:
@@ -130,10 +154,8 @@ def coverage_beside(rows: Rows, base: str = "tiny") -> str:
     missing = [arm.name for arm in SWEEPS if not has_seeds(_late(rows), base, [arm.name], SWEEP_SEEDS)]
     there = f"Sweeps on `{base}` with seeds 100–104: {len(SWEEPS) - len(missing)} of {len(SWEEPS)} arms were run"
     sweeps = f"{there}; not yet: {', '.join(f'`{name}`' for name in missing)}." if missing else f"{there}."
-    named = {arm.name for arm in (*SWEEPS, UNTRAINED)}
-    final = {(row["base"], row["arm"]) for row in rows if int(row["seed"]) in SEEDS} - {
-        (b, a.name) for b in BASES for a in MAIN
-    }
+    named, main = ({arm.name for arm in arms} for arms in ((*SWEEPS, UNTRAINED), MAIN))
+    final = {(row["base"], row["arm"]) for row in rows if int(row["seed"]) in SEEDS and row["arm"] not in main}
     late = {(row["base"], row["arm"]) for row in _late(rows)}
     beside = [f"`{b} {arm}` (seeds 0–9)" for b, arm in sorted(final) if arm not in named]
     beside += [f"`{b} {arm}` (seeds 100–104)" for b, arm in sorted(late) if arm not in named]
