@@ -34,6 +34,7 @@ from cppo_ref.study.comparisons import (
     moved_table,
 )
 from cppo_ref.study.costs import price_table, step_cost, whole_run_costs
+from cppo_ref.study.delay import longer_table, slowdown_table
 from cppo_ref.study.dilution import dilution_table, intervention_table
 from cppo_ref.study.figures import arms_plot, forest_plot, regime_map
 from cppo_ref.study.report import (
@@ -218,6 +219,8 @@ FROM_RUNS = {
     "dilution": lambda: dilution_table(WHOLE, CURVES),
     "settings": lambda: settings_table(WHOLE),
     "intervention": lambda: intervention_table(WHOLE),
+    "slowdown": lambda: slowdown_table(curves_of(WHOLE, CURVES)),
+    "longer": lambda: longer_table(WHOLE),
     "cost": cost,
     "replica": lambda: replica_table(FINAL, REPLICA),
     "one_machine": lambda: one_machine_table(WHOLE, REPLICA),

@@ -104,6 +104,8 @@ SHARE = 0.89
 MECHANISM = (
     Arm("grpo_slower", {**GRPO, "learning_rate": 3e-4 * SHARE}, "does GRPO with a share of its step lose what CPPO loses?"),
     Arm("cppo_faster", {"learning_rate": 3e-4 / SHARE}, "does CPPO with that share given back lose nothing?"),
+    # a test of delay (cppo_ref/study/delay.py), beside grpo_equal_time
+    Arm("cppo_longer", {}, "does CPPO lose less on plain images if both train for longer?", step_ratio=TIME_RATIO),
 )
 SUITES = {"main": MAIN, "sweeps": SWEEPS, "mechanism": MECHANISM, "detector": (UNTRAINED,)}
 ARMS = {arm.name: arm for suite in SUITES.values() for arm in suite}

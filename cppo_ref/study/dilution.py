@@ -22,7 +22,7 @@ from cppo_ref.study.analysis import (
     paired,
     per_seed,
 )
-from cppo_ref.study.arms import MAIN, MECHANISM, Arm
+from cppo_ref.study.arms import MAIN, Arm
 from cppo_ref.study.bases import BASES
 from cppo_ref.study.comparisons import table
 from cppo_ref.study.hypotheses import judged
@@ -70,7 +70,7 @@ def evidence(rows: Rows, curves: Rows, base: str, arm: Arm) -> Evidence:
         raise InputError(f"{arm.name} and {arm.baseline} need the seeds {SEEDS} on base {base}: run them first")
     probed = [row for row in curves if row["base"] == base and row["seed"] in SEEDS]
     ends = final_points(rows, probed)
-    curve = {(row["seed"], row["step"]): row[METRIC] for row in probed if row["arm"] == arm.baseline and _there(row[METRIC])}
+    curve = {(row["seed"], row["step"]): row[METRIC] for row in probed if row["arm"] == arm.baseline and there(row[METRIC])}
     steps = sorted({step for _, step in curve})
     return Evidence(
         cosines=per_seed(probed, base, arm.name, "gradient_cosine"),
@@ -102,7 +102,8 @@ def dilution_table(rows: Rows, curves: Rows, bases: Sequence[str] = tuple(BASES)
     return table(header, lines)
 
 
-def _there(value: float | None) -> bool:
+def there(value: float | None) -> bool:
+    """Whether a probe was made at this step: not None, not NaN."""
     return value is not None and value == value
 
 
@@ -112,7 +113,7 @@ def intervention_table(rows: Rows) -> str:
     By the protocol's log, dilution is supported if both differences on plain images are equal (the interval inside ±0.02) and
     refuted if one of them is wholly outside.
     """
-    if not has_seeds(rows, "tiny", [arm.name for arm in MECHANISM]):
+    if not has_seeds(rows, "tiny", ("grpo_slower", "cppo_faster")):
         return "Not run yet."
     pairs = [("grpo_slower", "cppo"), ("cppo_faster", "grpo"), ("grpo_slower", "grpo"), ("cppo", "grpo")]
     plain, shifted = ([difference(rows, "tiny", *pair, metric) for pair in pairs] for metric in ("avg_at_8", PRIMARY_METRIC))
@@ -130,5 +131,5 @@ def final_points(rows: Rows, curves: Rows, metric: str = METRIC) -> Rows:
     return [
         {"base": row["base"], "arm": row["arm"], "seed": str(row["seed"]), metric: str(row[metric])}
         for row in curves
-        if wanted.get((row["base"], row["arm"], row["seed"])) == row["step"] and _there(row[metric])
+        if wanted.get((row["base"], row["arm"], row["seed"])) == row["step"] and there(row[metric])
     ]

@@ -1,0 +1,66 @@
+"""A second explanation of what CPL costs on plain images, exploratory too: it delays what GRPO learns, and no more.
+
+Then what a stop after 80 steps shows is how steep GRPO's curve is there, and longer training closes the gap.
+"""
+
+import numpy as np
+
+from cppo_ref.study.analysis import PRIMARY_METRIC, SEEDS, Rows, bootstrap_interval, difference, has_seeds, paired
+from cppo_ref.study.arms import STEPS, TIME_RATIO
+from cppo_ref.study.comparisons import table
+from cppo_ref.study.dilution import METRIC, there
+from cppo_ref.study.hypotheses import judged
+from cppo_ref.study.metrics import reach
+from cppo_ref.study.report import seed_mean
+
+TARGETS = {"tiny": (0.7, 0.8), "hallucinating": (0.5, 0.6)}  # heights that GRPO's curves pass while they are steep
+SHORT, LONG = ("cppo", "grpo"), ("cppo_longer", "grpo_equal_time")
+
+
+def slowdown_table(curves: Rows, pair: tuple[str, str] = SHORT) -> str:
+    """How many steps CPPO takes to a height on plain validation images, as a multiple of GRPO's, paired by seed.
+
+    Args:
+        curves: of the runs with the protocol's seeds.
+        pair: (arm, the arm that it is compared with).
+    """
+    lines = []
+    for base, targets in TARGETS.items():
+        for target in targets:
+            steps = np.array([[steps_to(target, curves, base, arm, seed) for arm in pair] for seed in SEEDS])
+            both = steps[np.isfinite(steps).all(axis=1)]
+            if len(both):
+                medians = (f"{np.median(both[:, column]):.0f}" for column in (1, 0))
+                lines.append([base, f"{target:g}", f"{len(both)}", *medians, seed_mean(both[:, 0] / both[:, 1], ".2f")])
+    header = ["base", "avg@8", "seeds where both reach it", f"`{pair[1]}`, median steps", f"`{pair[0]}`, median steps"]
+    return table([*header, "ratio [95 %]"], lines)
+
+
+def steps_to(target: float, curves: Rows, base: str, arm: str, seed: int) -> float:
+    """The step at which a run first reaches `target` on plain validation images; NaN if never."""
+    run = [row for row in curves if (row["base"], row["arm"], row["seed"]) == (base, arm, seed) and there(row[METRIC])]
+    points = sorted((row["step"], row[METRIC]) for row in run)
+    return reach(points, target) if points else float("nan")
+
+
+def longer_table(rows: Rows) -> str:
+    """CPPO minus GRPO after 80 and after 140 steps; by the protocol's log, delay is judged on plain images.
+
+    Supported on a base if the difference after the longer training is equal (the interval inside ±0.02), refuted if it has
+    not come nearer to 0 (the interval of its change, paired by seed, is not above 0).
+    """
+    lines, words = [], []
+    for base in TARGETS:
+        if not has_seeds(rows, base, (*SHORT, *LONG)):
+            continue
+        for pair, steps in ((SHORT, STEPS), (LONG, round(STEPS * TIME_RATIO))):
+            found = [difference(rows, base, *pair, metric) for metric in ("avg_at_8", PRIMARY_METRIC, "greedy", "shift_greedy")]
+            lines.append([base, f"{steps}", *(one.interval for one in found)])
+        change = paired(rows, base, *LONG, "avg_at_8") - paired(rows, base, *SHORT, "avg_at_8")
+        closer = bootstrap_interval(change)[0] > 0
+        word = judged(difference(rows, base, *LONG, "avg_at_8").equal, not closer)
+        words.append(f"on `{base}` **{word}** (change of the plain difference {seed_mean(change, '+.3f')})")
+    if not lines:
+        return "Not run yet."
+    header = ["CPPO − GRPO on", "after steps", "plain avg@8", "shifted avg@8", "plain greedy", "shifted greedy"]
+    return f"{table(header, lines)}\n\nDelay: {'; '.join(words)}."
