@@ -341,7 +341,7 @@ def test_sweeps_are_compared_with_the_default_on_validation_seeds():
     assert line.startswith("| `cppo-tau=0.3` − `cppo` | +0.05") and line.endswith("| **yes** |")
     assert sweeps_table(rows_of("tiny", "cppo")) == rivals_table(rows_of("tiny", "cppo")) == "Not run yet."
     said = coverage_beside(rows)
-    assert said.startswith("Sweeps on `tiny` with seeds 100–104: 3 of 34 arms were run; not yet: `cppo-cpl_weight=0.003`, ")
+    assert said.startswith("Sweeps on `tiny` with seeds 100–104: 3 of 36 arms were run; not yet: `cppo-cpl_weight=0.003`, ")
     assert "`cppo-tau=1.0`" in said and "`cppo-tau=0.3`" not in said
     assert said.endswith(". Beside them: `tiny cppo` (seeds 100–104), `tiny grpo` (seeds 100–104).")
     assert coverage_beside(rows_of("tiny", "grpo_slower")).endswith(". Beside them: `tiny grpo_slower` (seeds 0–9).")
@@ -371,9 +371,9 @@ def test_rivals_are_compared_at_the_same_setting_and_each_at_its_best():
         "`cppo-level=hard` − `grpo_augmented-level=hard`",
         "each at its best: `cppo-learning_rate=0.0006` − `grpo-group_size=16`",
     ]
-    assert lines[-1][1].startswith("+0.080 [") and lines[3][2].startswith("-0.100 [")
+    assert lines[-1][1].startswith("+0.080 [") and lines[4][2].startswith("-0.100 [")
     without = [row for row in rows if row["arm"] != "grpo_augmented-level=hard"]
-    assert "best" not in rivals_table(without) and len(rivals_table(without).splitlines()) == 2 + 6
+    assert "best" not in rivals_table(without) and len(rivals_table(without).splitlines()) == 2 + 7
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ SWEEPS = (
     *_sweep("removing", ["zoom_crop", "black_squares", "patch_mask", "blank"]),
     *_sweep("removing_strength", [0.5, 2.0, 4.0]),
     *_sweep("group_size", [4, 16], ("grpo", "cppo")),
-    *_sweep("learning_rate", [1e-4, 6e-4], ("grpo", "cppo")),
+    *_sweep("learning_rate", [1e-4, 6e-4, 1.2e-3], ("grpo", "cppo")),
     Arm("grpo-level=hard", {**GRPO, "level": "hard"}, "a harder task: 4×4 cells, two colours"),
     Arm("cppo-level=hard", {"level": "hard"}, "a harder task: 4×4 cells, two colours"),
     Arm("grpo_augmented-level=hard", {**GRPO, "augment": 0.5, "level": "hard"}, "a harder task: 4×4 cells, two colours"),

@@ -23,7 +23,7 @@ from cppo_ref.study.dilution import final_points
 from cppo_ref.study.hypotheses import outcomes
 from cppo_ref.study.probes import PROBE_IMAGES
 
-RIVAL_SETTINGS = ("", "-learning_rate=0.0001", "-learning_rate=0.0006", "-group_size=4", "-group_size=16")
+RIVAL_SETTINGS = ("", *(f"-learning_rate={rate}" for rate in (1e-4, 6e-4, 1.2e-3)), "-group_size=4", "-group_size=16")
 
 
 def replica_table(rows: Rows, again: Rows, base: str = "tiny", pair: tuple[str, str] = ("cppo", "grpo")) -> str:
