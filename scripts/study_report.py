@@ -51,16 +51,13 @@ from cppo_ref.study.report import (
     regimes,
 )
 from cppo_ref.study.robustness import (
-    coverage_beside,
     one_machine_table,
     pictures_table,
     replica_table,
-    rivals_table,
     settings_table,
-    sweeps_table,
-    swept,
 )
 from cppo_ref.study.store import read_csv, read_parquet
+from cppo_ref.study.sweeps import candidates_table, coverage_beside, rivals_table, sweeps_table, swept
 
 ROOT = Path(__file__).parent.parent
 RESULTS, IMAGES = ROOT / "data" / "results", ROOT / "docs" / "images"
@@ -226,6 +223,7 @@ FROM_RUNS = {
     "one_machine": lambda: one_machine_table(WHOLE, REPLICA),
     "pictures": lambda: pictures_table(WHOLE, CURVES, ROWS),
     "sweeps": lambda: sweeps_table(ROWS),
+    "candidates": lambda: candidates_table(ROWS),
     "rivals": lambda: rivals_table(ROWS),
 }
 BLOCKS = {name: after_all_runs(make) for name, make in FROM_RUNS.items()} | {

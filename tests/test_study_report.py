@@ -34,18 +34,9 @@ from cppo_ref.study.report import (
     questions_table,
     regimes,
 )
-from cppo_ref.study.robustness import (
-    RIVAL_SETTINGS,
-    challenges,
-    coverage_beside,
-    one_machine_table,
-    pictures_table,
-    replica_table,
-    rivals_table,
-    settings_table,
-    sweeps_table,
-)
+from cppo_ref.study.robustness import one_machine_table, pictures_table, replica_table, settings_table
 from cppo_ref.study.store import METRICS
+from cppo_ref.study.sweeps import RIVAL_SETTINGS, candidates_table, challenges, coverage_beside, rivals_table, sweeps_table
 
 NOISE = [0.001 * (-1) ** seed for seed in range(10)]  # paired differences of ±0.002 around what is asked for
 
@@ -347,6 +338,22 @@ def test_sweeps_are_compared_with_the_default_on_validation_seeds():
     assert coverage_beside(rows_of("tiny", "grpo_slower")).endswith(". Beside them: `tiny grpo_slower` (seeds 0–9).")
 
 
+def test_a_candidate_may_not_lose_on_the_other_bases():
+    late = range(100, 105)
+    rows = [
+        row
+        for base, values in {"tiny": (0.7, 0.75), "robust": (0.7, 0.695), "hallucinating": (0.7, 0.67)}.items()
+        for arm, value in zip(("cppo", "cppo-tau=0.3"), values, strict=True)
+        for row in rows_of(base, arm, value, late)
+    ]
+    lines = candidates_table(rows).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == ["robust", "hallucinating"]
+    assert lines[0].endswith("| yes |") and lines[1].endswith("| **no** |")
+    (line, _) = candidates_table(rows[:-16]).splitlines()[2:]  # a seed is missing
+    assert line.split(" | ")[2] == "not run"
+    assert candidates_table(rows_of("tiny", "cppo")) == "No value is a candidate."
+
+
 def test_rivals_are_compared_at_the_same_setting_and_each_at_its_best():
     shifted = {
         "cppo": 0.70,
@@ -363,8 +370,8 @@ def test_rivals_are_compared_at_the_same_setting_and_each_at_its_best():
         for arm in arms
         for row in rows_of("tiny", arm, shifted.get(arm, 0.50), range(100, 105))
     ]
-    lines = [line.split(" | ") for line in rivals_table(rows).splitlines()[2:]]
-    assert [line[0][2:] for line in lines] == [
+    lines = [line.split(" | ")[1:] for line in rivals_table(rows).splitlines()[2:]]
+    assert [line[0] for line in lines] == [
         "`cppo` − `grpo`",
         *(f"`cppo{suffix}` − `grpo{suffix}`" for suffix in RIVAL_SETTINGS[1:]),
         "`cppo-level=hard` − `grpo-level=hard`",

@@ -102,6 +102,11 @@ def whole_arms(rows: Rows) -> Rows:
     return [row for row in final if (row["base"], row["arm"]) in whole]
 
 
+def late_rows(rows: Rows) -> Rows:
+    """The rows with validation seeds."""
+    return [row for row in rows if int(row["seed"]) in SWEEP_SEEDS]
+
+
 def has_seeds(rows: Rows, base: str, arms: Iterable[str], seeds: Sequence[int] = SEEDS) -> bool:
     """Whether each of the arms has exactly these seeds on a base."""
     return all(seeds_of(rows, base, arm) == list(seeds) for arm in arms)
