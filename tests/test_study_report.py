@@ -274,6 +274,7 @@ def test_the_price_by_hand():
     assert whole_run_costs(timed) == "1.50 [1.50, 1.50] on `tiny`"
     assert whole_run_costs([row | {"versions": row["arm"]} for row in timed]) == ""  # two machines
     assert step_cost(costs, "cppo") == 1.5 and step_cost(costs, "cppo", "study") == 1.7
+    assert step_cost(costs, "cppo_longer") == 1.5  # it only has more steps
     assert price_table(rows, costs).splitlines()[2:] == [
         "| `grpo` | 1.00 [1.00, 1.00] | 1.00 | 10 of 10 | 60 | 60 |",
         "| `cppo` | 1.50 [1.40, 1.60] | 1.70 [1.40, 1.60] | 9 of 10 | 50 | 75 |",

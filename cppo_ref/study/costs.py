@@ -10,14 +10,15 @@ from cppo_ref.study.report import seed_mean
 
 
 def step_cost(costs: Rows, arm: str, implementation: str = "train") -> float:
-    """CPU time of a step, as a multiple of GRPO's.
+    """CPU time of a step, as a multiple of GRPO's; arms that differ in the number of steps only share it.
 
     Raises:
         InputError: it was not measured, and the arm's steps are not GRPO's.
     """
     if ARMS[arm].changes == GRPO:
         return 1.0
-    measured = [float(row["ratio"]) for row in costs if (row["implementation"], row["arm"]) == (implementation, arm)]
+    alike = {other.name for other in ARMS.values() if other.changes == ARMS[arm].changes}
+    measured = [float(row["ratio"]) for row in costs if row["implementation"] == implementation and row["arm"] in alike]
     if not measured:
         raise InputError(f"no cost of a step of {arm} was measured: run benchmarks/step_seconds.py")
     return measured[0]

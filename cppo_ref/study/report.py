@@ -27,6 +27,7 @@ from cppo_ref.study.bases import BASES
 from cppo_ref.study.comparisons import attempt, table
 from cppo_ref.study.hypotheses import outcomes
 
+MAP_PAIRS = (*PRIMARY_PAIRS, ("cppo", "grpo_equal_time"), ("cppo_longer", "grpo_equal_time"))
 PILOT_SEEDS = (0, 1, 2)  # looked at before the protocol was written
 # what a reviewer of single runs would ask: (what is compared, with which arm, on which metric)
 QUESTIONS = {
@@ -145,7 +146,7 @@ def detector_table(rows: Rows, metric: str = "auroc_absolute") -> str:
     return table(["removing view × strength", *BASES], lines)
 
 
-def regimes(rows: Rows, pairs: Sequence[tuple[str, str]] = PRIMARY_PAIRS) -> dict[tuple[str, str], tuple[Difference, str]]:
+def regimes(rows: Rows, pairs: Sequence[tuple[str, str]] = MAP_PAIRS) -> dict[tuple[str, str], tuple[Difference, str]]:
     """The cells of the regime map: (comparison, base and images) -> (difference, word by the interval alone).
 
     Exploratory, unadjusted. The words are not the verdicts': "above" or "below" where the interval excludes 0, "equal" where it
