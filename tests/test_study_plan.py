@@ -61,7 +61,7 @@ def test_every_arm_is_a_valid_config_that_differs_from_the_defaults_as_the_table
     changed = {name for name in config if config[name] != plain[name]} - housekeeping
     assert changed <= arm.changes.keys() <= set(HASHED)
     assert all(config[name] == value for name, value in arm.changes.items())
-    assert config["steps"] == (140 if arm.name == "grpo_equal_time" else 80 if arm.name != "untrained" else 1)
+    assert config["steps"] == {"grpo_equal_time": 140, "cppo_longer": 140, "untrained": 1}.get(arm.name, 80)
 
 
 def test_the_main_arms_are_those_of_the_issue():

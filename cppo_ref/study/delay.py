@@ -1,6 +1,7 @@
 """A second explanation of what CPL costs on plain images, exploratory too: it delays what GRPO learns, and no more.
 
-Then what a stop after 80 steps shows is how steep GRPO's curve is there, and longer training closes the gap.
+Then what a stop after 80 steps shows is how steep GRPO's curve is there, and longer training makes the gap smaller, the more
+so the flatter the curve is by then.
 """
 
 import numpy as np
