@@ -66,6 +66,7 @@ def save_checkpoint(
     """Save the state after `step` steps in `run`/checkpoints, then keep the newest `keep` and the best by `score`."""
 
     def write(folder: Path) -> None:
+        """All of the state, into a folder that gets its name when it is complete."""
         policy.model.save_pretrained(folder / "adapter")
         buffer = io.BytesIO()  # writing by itself, torch turns a full disk into a RuntimeError about positions
         torch.save(optimizer.state_dict(), buffer)

@@ -202,6 +202,7 @@ def completion_shift(
     ids, mask = rollouts.completion_ids, rollouts.completion_mask
 
     def entropies(prompts: Prompts) -> torch.Tensor:
+        """[B, T] in nats: the entropy before each token of the completions, which follow these prompts."""
         hidden = policy.hidden_states(prompts.take(rollouts.prompt_of_row), ids, mask)
         return over_tokens(lambda h: token_entropy(policy.logits(h)), mask, hidden, vocabulary=policy.vocabulary)
 

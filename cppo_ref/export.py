@@ -36,6 +36,7 @@ def export_merged(model: str, adapter: str, output: Path, dtype: str = "bfloat16
     kl = float("nan")
 
     def write(folder: Path) -> None:
+        """The merged model, loaded again and compared; ArithmeticError if it is another one."""
         nonlocal kl
         merged.save_pretrained(folder)
         policy.processor.save_pretrained(folder)

@@ -57,6 +57,7 @@ def score_without_graph(
     """Log-probabilities and entropies (nats) of the sampled tokens for the `wanted` rows; 0 on the others."""
 
     def logprob_and_entropy(hidden: Tensor, ids: Tensor) -> Tensor:
+        """[N, H] and [N] to [N, 2]: log-probability of each token, and entropy before it."""
         logits = policy.logits(hidden, temperature=config.temperature)
         return torch.stack([token_logprobs(logits, ids), token_entropy(logits)], dim=-1)
 
@@ -126,6 +127,7 @@ def loss_terms(
     ids, mask = batch.rollouts.completion_ids[rows], batch.rollouts.completion_mask[rows]
 
     def logprob(hidden: Tensor, ids: Tensor) -> Tensor:
+        """[N, H] and [N] to [N]: log-probability of each token, with graph."""
         return token_logprobs(policy.logits(hidden, temperature=config.temperature), ids)
 
     logprobs = over_tokens(logprob, mask, hidden, ids, vocabulary=policy.vocabulary)
@@ -155,6 +157,7 @@ def perception_term(
     kl_options = {"estimator": config.kl_estimator, "detach_anchor": config.detach_anchor}
 
     def token_loss(hidden: Tensor, preserved: Tensor, removed: Tensor, ids: Tensor) -> Tensor:
+        """[N, H] of the three views and [N] to [N]: the perception loss of each token."""
         anchor, plus, minus = (policy.logits(h, temperature=config.temperature) for h in (hidden, preserved, removed))
         kl_preserved, kl_removed = (view_divergence(anchor, view, ids, **kl_options) for view in (plus, minus))
         return perception_loss(kl_preserved, kl_removed, kind=config.perception_loss, tau=config.tau)

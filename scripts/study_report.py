@@ -37,7 +37,7 @@ from cppo_ref.study.comparisons import (
     table,
 )
 from cppo_ref.study.costs import price_table, step_cost, whole_run_costs
-from cppo_ref.study.delay import longer_table, slowdown_table
+from cppo_ref.study.delay import ACCURACIES, delayed_table, longer_table, slowdown_table
 from cppo_ref.study.dilution import dilution_table, intervention_table
 from cppo_ref.study.figures import arms_plot, forest_plot, regime_map
 from cppo_ref.study.report import (
@@ -187,7 +187,7 @@ def cost() -> str:
     """How much more time CPPO's steps take, and what GRPO does with as much time."""
     said = price_table(WHOLE, COSTS)
     whole = f"Training time of whole runs, CPPO over GRPO, paired by seed: {whole_run_costs(FINAL)}."
-    shown = {metric: SHOWN[metric] for metric in ("avg_at_8", "shift_avg_at_8", "greedy", "shift_greedy")}
+    shown = {metric: SHOWN[metric] for metric in ACCURACIES}
     lines = [
         [base, *(difference(WHOLE, base, "cppo", "grpo_equal_time", metric).interval for metric in shown)]
         for base in bases()
@@ -245,6 +245,7 @@ FROM_RUNS = {
     "intervention": lambda: intervention_table(WHOLE),
     "slowdown": lambda: slowdown_table(curves_of(WHOLE, CURVES)),
     "longer": lambda: longer_table(WHOLE),
+    "delayed": lambda: delayed_table(curves_of(WHOLE, CURVES)),
     "cost": cost,
     "replica": lambda: replica_table(FINAL, REPLICA),
     "one_machine": lambda: one_machine_table(WHOLE, REPLICA),

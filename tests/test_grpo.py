@@ -30,7 +30,7 @@ def random_logprobs(*shape, seed=0):
     return -2 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def close(actual, expected):
+def assert_close(actual, expected):
     torch.testing.assert_close(actual, torch.tensor(expected), atol=1e-6, rtol=1e-6)
 
 
@@ -48,18 +48,18 @@ def close(actual, expected):
     ],
 )
 def test_advantages_by_hand(rewards, expected):
-    close(group_advantages(torch.tensor(rewards), 4), expected)
+    assert_close(group_advantages(torch.tensor(rewards), 4), expected)
 
 
 def test_each_group_is_judged_by_itself():
     rewards = torch.tensor([2.0, 0.0, 0.9, 0.9, 0.0, 0.1])
     # deviations ±1, 0, ∓0.05; Bessel std √2, 0, 0.0707107
-    close(group_advantages(rewards, 2), [0.7070568, -0.7070568, 0.0, 0.0, -0.7061082, 0.7061082])
+    assert_close(group_advantages(rewards, 2), [0.7070568, -0.7070568, 0.0, 0.0, -0.7061082, 0.7061082])
 
 
 def test_scale_none_only_centres():
     rewards = torch.tensor([1.0, 0.9, 0.1, 0.0, 0.9, 0.9, 0.9, 0.0])
-    close(group_advantages(rewards, 4, scale="none"), [0.5, 0.4, -0.4, -0.5, 0.225, 0.225, 0.225, -0.675])
+    assert_close(group_advantages(rewards, 4, scale="none"), [0.5, 0.4, -0.4, -0.5, 0.225, 0.225, 0.225, -0.675])
 
 
 @pytest.mark.parametrize("group_size", range(2, 17))
@@ -120,8 +120,8 @@ def test_each_side_has_its_own_clip():
         clipped_surrogate(ratios.log(), torch.zeros(1, 4), torch.tensor([advantage]), clip_low=0.3, clip_high=0.28)
         for advantage in (1.0, -1.0)
     ]
-    close(losses[0], [[-0.75, -0.65, -1.25, -1.28]])
-    close(losses[1], [[0.75, 0.70, 1.25, 1.35]])
+    assert_close(losses[0], [[-0.75, -0.65, -1.25, -1.28]])
+    assert_close(losses[1], [[0.75, 0.70, 1.25, 1.35]])
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -157,7 +157,7 @@ RAGGED = [[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]  # 3 tokens, 1 token, none
 )
 def test_token_weights_by_hand(aggregation, expected, total):
     weights = token_weights(bools(RAGGED), aggregation)
-    close(weights, expected)
+    assert_close(weights, expected)
     assert weights.sum().item() == pytest.approx(total)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cppo_ref.study.delay import LONG, SHORT, longer_table, slowdown_table, steps_to
+from cppo_ref.study.delay import LONG, SHORT, delayed_table, longer_table, slowdown_table, steps_to
 from cppo_ref.study.dilution import METRIC
 from cppo_ref.study.store import METRICS
 
@@ -23,6 +23,14 @@ def test_the_slowdown_is_a_ratio_of_steps_of_the_seeds_that_reach_the_height():
         "| tiny | 0.7 | 9 | 40 | 50 | 1.25 [1.25, 1.25] |",
         "| tiny | 0.8 | 9 | 50 | 60 | 1.20 [1.20, 1.20] |",
     ]
+
+
+def test_what_a_delay_leaves_is_read_from_the_curve_of_the_longer_baseline():
+    curves = [point for seed in range(10) for point in curve_of("grpo", seed, 30) + curve_of("cppo", seed, 40)]
+    assert delayed_table(curves) == "Not run yet."
+    curves += [point for seed in range(10) for point in curve_of(LONG[1], seed, 40) + curve_of(LONG[0], seed, 50)]
+    # 0.8 at steps 50 and 60: factor 1.2; the longer baseline is at 1.0 at its end, step 80, and at 0.867 at step 80/1.2
+    assert delayed_table(curves).splitlines()[2:] == ["| tiny | 1.20 | -0.133 | -0.100 |"]
 
 
 def rows_of(arm, plain, base="tiny"):

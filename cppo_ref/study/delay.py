@@ -8,14 +8,14 @@ import numpy as np
 
 from cppo_ref.study.analysis import PRIMARY_METRIC, SEEDS, Rows, bootstrap_interval, difference, has_seeds, paired
 from cppo_ref.study.arms import STEPS, TIME_RATIO
-from cppo_ref.study.comparisons import table
+from cppo_ref.study.comparisons import SHOWN, table
 from cppo_ref.study.dilution import METRIC, there
 from cppo_ref.study.hypotheses import judged
 from cppo_ref.study.metrics import reach
 from cppo_ref.study.report import seed_mean
 
 TARGETS = {"tiny": (0.7, 0.8), "hallucinating": (0.5, 0.6)}  # heights that GRPO's curves pass while they are steep
-SHOWN_LONGER = ("avg_at_8", PRIMARY_METRIC, "greedy", "shift_greedy")
+ACCURACIES = ("avg_at_8", PRIMARY_METRIC, "greedy", "shift_greedy")
 SHORT, LONG = ("cppo", "grpo"), ("cppo_longer", "grpo_equal_time")
 
 
@@ -56,12 +56,39 @@ def longer_table(rows: Rows) -> str:
         if not has_seeds(rows, base, (*SHORT, *LONG)):
             continue
         for pair, steps in ((SHORT, STEPS), (LONG, round(STEPS * TIME_RATIO))):
-            lines.append([base, f"{steps}", *(difference(rows, base, *pair, metric).interval for metric in SHOWN_LONGER)])
-        changes = [paired(rows, base, *LONG, metric) - paired(rows, base, *SHORT, metric) for metric in SHOWN_LONGER]
+            lines.append([base, f"{steps}", *(difference(rows, base, *pair, metric).interval for metric in ACCURACIES)])
+        changes = [paired(rows, base, *LONG, metric) - paired(rows, base, *SHORT, metric) for metric in ACCURACIES]
         lines.append([base, "change", *(seed_mean(change, "+.3f") for change in changes)])
         closer = bootstrap_interval(changes[0])[0] > 0
-        words.append(f"on `{base}` **{judged(difference(rows, base, *LONG, SHOWN_LONGER[0]).equal, not closer)}**")
+        words.append(f"on `{base}` **{judged(difference(rows, base, *LONG, ACCURACIES[0]).equal, not closer)}**")
     if not lines:
         return "Not run yet."
-    header = ["CPPO − GRPO on", "after steps", "plain avg@8", "shifted avg@8", "plain greedy", "shifted greedy"]
+    header = ["CPPO − GRPO on", "after steps", *(SHOWN[metric] for metric in ACCURACIES)]
     return f"{table(header, lines)}\n\nDelay: {'; '.join(words)}."
+
+
+def delayed_table(curves: Rows) -> str:
+    """What a delay by a constant factor leaves after the longer training, beside what the same probes show.
+
+    The factor is the mean ratio of steps to the higher target. CPPO would be where GRPO was at 1/factor of its steps.
+    """
+    lines = []
+    for base, (*_, target) in TARGETS.items():
+        ends = {arm: mean_curve(curves, base, arm) for arm in LONG}
+        ours, theirs = (np.array([steps_to(target, curves, base, arm, seed) for seed in SEEDS]) for arm in SHORT)
+        ratios = ours / theirs
+        if all(len(steps) for steps, _ in ends.values()) and np.isfinite(ratios).any():
+            steps, heights = ends[LONG[1]]
+            factor = float(np.nanmean(ratios))
+            left = float(np.interp(steps[-1] / factor, steps, heights)) - heights[-1]
+            lines.append([base, f"{factor:.2f}", f"{left:+.3f}", f"{ends[LONG[0]][1][-1] - heights[-1]:+.3f}"])
+    return table(["base", "factor", "a delay by it leaves", "observed"], lines) if lines else "Not run yet."
+
+
+def mean_curve(curves: Rows, base: str, arm: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, mean over seeds of the accuracy on plain validation images) of an arm's probes."""
+    points: dict[int, list[float]] = {}
+    for row in curves:
+        if (row["base"], row["arm"]) == (base, arm) and row["seed"] in SEEDS and there(row[METRIC]):
+            points.setdefault(row["step"], []).append(row[METRIC])
+    return np.array(sorted(points)), np.array([np.mean(points[step]) for step in sorted(points)])
