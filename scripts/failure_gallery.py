@@ -9,6 +9,7 @@ from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
 from cppo_ref.plots import save_figure
 from cppo_ref.policy import policy_for
+from cppo_ref.study.arms import LEARNING_RATE
 from cppo_ref.study.gallery import KINDS, cases, look, observe, show_case, summary
 from cppo_ref.study.plan import VALIDATION_SEEDS
 from cppo_ref.study.speed import dequantize_once
@@ -21,7 +22,7 @@ def main() -> None:
     """A CPPO run with a validation seed, looked at after 20 steps."""
     quiet()
     torch.set_num_threads(1)
-    config = CPPOConfig(model="tiny", seed=VALIDATION_SEEDS, device="cpu")
+    config = CPPOConfig(model="tiny", seed=VALIDATION_SEEDS, device="cpu", learning_rate=LEARNING_RATE)
     policy = policy_for(config)
     dequantize_once(policy)
     batch = look(policy, config, TRAIN_STEPS, PROMPTS)

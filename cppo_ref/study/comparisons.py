@@ -40,7 +40,7 @@ def moved_table(rows: Rows, base: str) -> str:
     lines = []
     for metric, shown in SHOWN.items():
         found = attempt(lambda m=metric: difference(rows, base, "cppo", "grpo", m))
-        means = (_mean(_chosen(rows, base, arm), metric) for arm in arms)
+        means = (mean_of(rows, base, arm, metric) for arm in arms)
         lines.append([shown, *means, found.interval if found else "–"])
     return table([f"`{base}`, mean over seeds of", *header, "`cppo` − `grpo` [95 %]"], lines)
 
@@ -49,21 +49,16 @@ def levels_table(rows: Rows, base: str) -> str:
     """Means over seeds of what was measured at the end of training: one line per arm that was run on the base."""
     lines = []
     for arm in [UNTRAINED.name, *(arm.name for arm in MAIN)]:
-        chosen = _chosen(rows, base, arm)
-        if chosen:
-            lines.append([f"`{arm}`", str(len(chosen)), *(_mean(chosen, metric) for metric in SHOWN)])
+        count = len(seeds_of(rows, base, arm))
+        if count:
+            lines.append([f"`{arm}`", str(count), *(mean_of(rows, base, arm, metric) for metric in SHOWN)])
     return table(["arm", "seeds", *SHOWN.values()], lines)
 
 
-def _chosen(rows: Rows, base: str, arm: str) -> Rows:
-    return [row for row in rows if (row["base"], row["arm"]) == (base, arm)]
-
-
-def _mean(rows: Rows, metric: str) -> str:
-    values = [float(row[metric]) for row in rows if row[metric] != ""]
-    if not values:
-        return "–"
-    return f"{np.mean(values):.3f}"
+def mean_of(rows: Rows, base: str, arm: str, metric: str) -> str:
+    """The mean over seeds of an arm on a base, as text; a dash where nothing was measured."""
+    values = [float(row[metric]) for row in rows if (row["base"], row["arm"]) == (base, arm) and row[metric] != ""]
+    return f"{np.mean(values):.3f}" if values else "–"
 
 
 def differences_table(rows: Rows, base: str, metrics: Sequence[str]) -> str:

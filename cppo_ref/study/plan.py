@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from cppo_ref.config import CPPOConfig, InputError
-from cppo_ref.study.arms import ARMS, STEPS, Arm
+from cppo_ref.study.arms import ARMS, LEARNING_RATE, STEPS, Arm
 from cppo_ref.study.bases import base_digest, base_folder, base_named
 
 VALIDATION_SEEDS = 100  # seeds from here on are scored on validation images, and never on test images
@@ -44,6 +44,7 @@ class Run:
                 "steps": steps,
                 "eval_rows": 0,
                 "device": "cpu",
+                "learning_rate": LEARNING_RATE,
                 **changes,
             }
         )
