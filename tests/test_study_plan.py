@@ -62,7 +62,7 @@ def test_every_arm_is_a_valid_config_that_differs_from_the_defaults_as_the_table
     assert changed - {"learning_rate"} <= arm.changes.keys() <= set(HASHED)
     assert config["learning_rate"] == arm.changes.get("learning_rate", 3e-4)  # the default when the study began
     assert all(config[name] == value for name, value in arm.changes.items())
-    assert config["steps"] == {"grpo_equal_time": 140, "cppo_longer": 140, "untrained": 1}.get(arm.name, 80)
+    assert config["steps"] == {"grpo_equal_time": 140, "cppo_longer": 140, "untrained": 1}.get(arm.name.partition("-")[0], 80)
 
 
 def test_the_main_arms_are_those_of_the_issue():
@@ -236,7 +236,7 @@ def test_verification_compares_exactly_or_within_the_tolerance(place, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"suite": "all"}, "suite is 'all', expected one of main, sweeps, mechanism, second, detector"),
+        ({"suite": "all"}, "suite is 'all', expected one of main, sweeps, mechanism, second, price, detector"),
         ({"arms": "gpro"}, "arm 'gpro' is not in suite main"),
         ({"base": "huge"}, "base is 'huge', expected one of tiny"),
         ({"base": "robust"}, "base 'robust' was not made yet: run python -m cppo_ref study --make-base robust"),

@@ -33,7 +33,7 @@ NOT_REPEATED = {"seconds", "wall_seconds", "seconds_to_80", "commit", "versions"
 class StudyOptions:
     """Run the study, or the part of it that is missing; what is finished is kept."""
 
-    suite: str = setting("main", "main, sweeps, mechanism, second or detector")
+    suite: str = setting("main", "main, sweeps, mechanism, second, price or detector")
     base: str = setting("tiny", f"base models, separated by commas: {', '.join(BASES)}; or all")
     arms: str = setting("", "arms of the suite, separated by commas; empty: all of them")
     seeds: str = setting("0-9", "0-9 or 0,3,5; from 100 on, scored on validation images")

@@ -13,7 +13,7 @@ from cppo_ref.study.analysis import (
     has_seeds,
     primary_family,
 )
-from cppo_ref.study.arms import CHOSEN, SECOND
+from cppo_ref.study.arms import CHOSEN, PRICE, SECOND
 from cppo_ref.study.comparisons import ANSWERS, SHOWN, TOKENS, mean_of, table
 
 SECOND_SEEDS = range(10, 20)
@@ -21,8 +21,8 @@ RATES = ("3e-4", "6e-4")  # of the first and the second family
 
 
 def second_rows(rows: Rows) -> Rows:
-    """The runs of the second family under the names of the first: `cppo` for CPPO with the chosen learning rate, and so on."""
-    names = {arm.name: arm.name.removesuffix(CHOSEN) for arm in SECOND}
+    """The runs at the chosen learning rate with the fresh seeds, under their plain names: `cppo` for CPPO with it, and so on."""
+    names = {arm.name: arm.name.removesuffix(CHOSEN) for arm in (*SECOND, *PRICE)}
     return [row | {"arm": names[row["arm"]]} for row in rows if row["arm"] in names and int(row["seed"]) in SECOND_SEEDS]
 
 
