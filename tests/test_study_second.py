@@ -1,7 +1,11 @@
-"""The second run of the primary family: which rows it is, and that its tables are those of the first."""
+"""The second run of the primary family: which rows it is, its tables beside the first's, and the explanations of its price."""
+
+import pytest
 
 from cppo_ref.study.analysis import PRIMARY_BASES
-from cppo_ref.study.arms import ARMS, LEARNING_RATE, SECOND
+from cppo_ref.study.arms import ARMS, CHOSEN, LEARNING_RATE, PRICE, SECOND
+from cppo_ref.study.dilution import METRIC
+from cppo_ref.study.price import delay_left, fight, halves_table
 from cppo_ref.study.second import (
     RATES,
     SECOND_SEEDS,
@@ -39,7 +43,7 @@ ROWS = [
 
 def test_the_second_family_is_the_three_arms_at_the_chosen_rate_and_differs_in_nothing_else():
     assert {arm.name.partition("-")[0] for arm in SECOND} == FIRST.keys()
-    for arm in SECOND:
+    for arm in (*SECOND, *PRICE):
         assert arm.changes == ARMS[arm.name.partition("-")[0]].changes | {"learning_rate": float(RATES[1])}
     assert float(RATES[0]) == LEARNING_RATE
 
@@ -78,3 +82,56 @@ def test_the_plot_and_the_means_name_the_rate():
     ]
     assert [round(one.value, 3) for one in found[::3]] == [0.1, -0.05, 0.05, -0.07]
     assert "| tiny | `grpo` | 0.500 | 0.500 | 0.600 | 0.800 |" in change_table(ROWS[:90], second_rows(ROWS))
+
+
+def plain_rows(values):
+    """Ten rows on `robust` of each arm, with this avg@8 on plain images; `push` swings by 0.004."""
+    return [
+        dict.fromkeys(METRICS, "0.5")
+        | {"base": "robust", "arm": arm, "seed": str(seed), "avg_at_8": str(value + (arm == "push") * 0.002 * (-1) ** seed)}
+        for arm, value in {"grpo": 0.70, "cppo": 0.67, **values}.items()
+        for seed in SECOND_SEEDS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pull", "push", "word"),
+    [
+        (0.70, 0.67, "supported"),
+        (0.69, 0.67, "supported"),  # both cost, push more
+        (0.67, 0.67, "refuted"),
+        (0.67, 0.70, "refuted"),
+        (0.70, 0.70, "undecided"),  # neither costs
+    ],
+)
+def test_which_half_costs_is_judged_by_the_log_of_the_protocol(pull, push, word):
+    assert halves_table(plain_rows({})) == "Not run yet."
+    assert halves_table(plain_rows({"pull": pull, "push": push})).endswith(f"and not the pull: **{word}**.")
+
+
+def line(arm, slope, seeds=SECOND_SEEDS, last=80, **probed):
+    """Probes every ten steps of a run whose accuracy rises from 0.45 on a straight line."""
+    key = {"base": "robust", "arm": f"{arm}{CHOSEN}", **probed}
+    return [
+        key | {"seed": seed, "step": step, METRIC: 0.45 + slope * step} for seed in seeds for step in range(0, last + 1, 10)
+    ]
+
+
+@pytest.mark.parametrize(("end", "word"), [(0.0025, "too much"), (0.0024, "compatible"), (0.0023, "too little")])
+def test_a_delay_leaves_what_the_baselines_curve_says(end, word):
+    short = [*line("grpo", 0.005), *line("cppo", 0.004)]  # 0.65 after 40 and 50 steps
+    assert delay_left(short) == "Not run yet."
+    swing = [(seed, end + 0.00002 * (-1) ** seed) for seed in SECOND_SEEDS]
+    ours = [point for seed, slope in swing for point in line("cppo_longer", slope, [seed], last=140)]
+    long = [*line("grpo_equal_time", 0.003, last=140), *ours]
+    cells = [cell.strip() for cell in delay_left(short + long).splitlines()[2].strip("|").split("|")]
+    # GRPO is at 0.87 after 140 steps and at 0.786 after 140 / 1.25
+    assert cells[:4] == ["10", "1.25", "-0.084", f"{(end - 0.003) * 140:+.3f}"]
+    assert cells[5] == f"**{word}**"
+
+
+@pytest.mark.parametrize(("cosine", "word"), [(-0.1, "supported"), (0.1, "refuted"), (0.0, "undecided")])
+def test_gradients_fight_if_they_point_against_each_other(cosine, word):
+    curves = [point for seed in SECOND_SEEDS for point in line("cppo", 0, [seed], gradient_cosine=cosine + 0.01 * (-1) ** seed)]
+    assert fight(curves).startswith(f"cosine {cosine:+.3f} [")
+    assert fight(curves).endswith(f"**{word}**")

@@ -21,7 +21,7 @@ RATES = ("3e-4", "6e-4")  # of the first and the second family
 
 
 def second_rows(rows: Rows) -> Rows:
-    """The runs at the chosen learning rate with the fresh seeds, under their plain names: `cppo` for CPPO with it, and so on."""
+    """The runs at the chosen learning rate with the fresh seeds, under their plain names: `cppo` for CPPO with it."""
     names = {arm.name: arm.name.removesuffix(CHOSEN) for arm in (*SECOND, *PRICE)}
     return [row | {"arm": names[row["arm"]]} for row in rows if row["arm"] in names and int(row["seed"]) in SECOND_SEEDS]
 
