@@ -45,9 +45,8 @@ def delay_left(curves: Rows) -> str:
         return "Not run yet."
     steps = sorted(next(iter(heights[LONG[1]].values())))
     ours, theirs = (np.array([[heights[arm][seed][step] for step in steps] for seed in SECOND_SEEDS]) for arm in LONG)
-    ratios = np.array(
-        [np.divide(*(steps_to(TARGET, curves, BASE, short[arm], seed) for arm in SHORT)) for seed in SECOND_SEEDS]
-    )
+    reached = {arm: np.array([steps_to(TARGET, curves, BASE, short[arm], seed) for seed in SECOND_SEEDS]) for arm in SHORT}
+    ratios = reached[SHORT[0]] / reached[SHORT[1]]
 
     def left(draw: np.ndarray) -> tuple[float, float]:
         """(observed, predicted) gap of the drawn seeds at the end."""
