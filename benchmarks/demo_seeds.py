@@ -1,4 +1,4 @@
-"""`make demo` over methods and seeds, as a table: data/results/demo_seeds.csv.
+"""The study's pilot, `make demo` over methods and seeds at its learning rate, as a table: data/results/demo_seeds.csv.
 
     python benchmarks/demo_seeds.py --methods cppo grpo --seeds 0 1 2
 
@@ -22,6 +22,7 @@ from cppo_ref.config import CPPOConfig
 from cppo_ref.demo import SPLITS
 from cppo_ref.evaluation import evaluate_split, split_rows
 from cppo_ref.policy import load_policy, policy_for
+from cppo_ref.study.arms import LEARNING_RATE
 from cppo_ref.training import train
 
 TARGET = Path(__file__).parent.parent / "data" / "results" / "demo_seeds.csv"
@@ -34,7 +35,7 @@ def measure(method: str, seed: int, images: int) -> list[dict]:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         preset = {"cppo": "cppo-ref", "base": "grpo"}.get(method, method)
-        config = CPPOConfig.preset(preset, seed=seed, output=f"{folder}/run")
+        config = CPPOConfig.preset(preset, seed=seed, learning_rate=LEARNING_RATE, output=f"{folder}/run")
         policy = policy_for(config)
         if method != "base":
             policy = load_policy("tiny", adapter=str(train(config, progress=False).adapter))

@@ -78,7 +78,7 @@ class CPPOConfig:
     augment: float = setting(0.0, "share of a step's images replaced by their I⁺, before sampling (paper: 0)")
 
     # optimizer
-    learning_rate: float = setting(3e-4, "AdamW step size for adapters (paper: 1e-6, full fine-tune)")
+    learning_rate: float = setting(6e-4, "AdamW step size for adapters (paper: 1e-6, full fine-tune)")
     warmup_steps: int = setting(0, "linear warm-up, steps, then constant (paper: not stated)")
     weight_decay: float = setting(0.0, "AdamW weight decay on adapters")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm (authors: 1.0)")

@@ -4,47 +4,37 @@ import csv
 import json
 import statistics
 import sys
-from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 from blocks import filled, write_or_check
-from scipy import stats
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.memory import measure, peak
 from cppo_ref.profiles import CAPACITY, PROFILES
 from cppo_ref.quantization import model_config, skeleton
+from cppo_ref.study.analysis import difference
+from cppo_ref.study.second import second_rows
+from cppo_ref.study.store import read_csv
 
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "data" / "results"
-SPLITS = (("test", "plain"), ("test_shift", "shifted"), ("test_blank", "blank"))
-NAMES = {"base": "before training", "grpo": "GRPO", "cppo": "CPPO"}
+NAMES = {"untrained": "before training", "grpo": "GRPO", "cppo": "CPPO"}
 
 
 def seeds_table() -> str:
-    """avg@8 per method and split: mean over seeds, and each seed."""
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    with (RESULTS / "demo_seeds.csv").open() as file:
-        for row in csv.DictReader(file):
-            values[row["method"], row["split"]].append(float(row["avg_at_8"]))
-    lines = ["| avg@8, 300 images per split | plain | shifted | blank |", "|---|---|---|---|"]
-    for method, name in NAMES.items():
-        cells = []
-        for split, _ in SPLITS:
-            scores = values[method, split]
-            cells.append(f"**{statistics.mean(scores):.3f}** ({', '.join(f'{s:.3f}' for s in scores)})")
+    """avg@8 per method and kind of image with the package's defaults, over the seeds of the study's second family."""
+    rows = read_csv(RESULTS / "study.csv")
+    trained = second_rows(rows)
+    everything = [*trained, *(row for row in rows if row["arm"] == "untrained")]
+    shown = {"avg_at_8": "plain", "shift_avg_at_8": "shifted", "blank": "blank"}
+    lines = [f"| avg@8, mean (lowest to highest seed) | {' | '.join(shown.values())} |", "|---|---|---|---|"]
+    for arm, name in NAMES.items():
+        values = [[float(row[m]) for row in everything if (row["base"], row["arm"]) == ("tiny", arm)] for m in shown]
+        cells = (f"**{statistics.mean(one):.3f}** ({min(one):.3f} to {max(one):.3f})" for one in values)
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "In brackets: each seed. CPPO minus GRPO, paired by seed, 95 % t-intervals:"]
-    lines += [f"- {label} images: {paired_difference(values['cppo', split], values['grpo', split])}" for split, label in SPLITS]
-    return "\n".join(lines)
-
-
-def paired_difference(ours: list[float], theirs: list[float]) -> str:
-    """Mean difference with its t-interval over seeds."""
-    gaps = np.array(ours) - np.array(theirs)
-    interval = stats.ttest_1samp(gaps, 0.0).confidence_interval()
-    return f"{gaps.mean():+.3f} [{interval.low:+.3f}, {interval.high:+.3f}], n = {len(gaps)} seeds"
+    found = {name: difference(trained, "tiny", "cppo", "grpo", metric) for metric, name in shown.items()}
+    lines += ["", "CPPO minus GRPO, paired by seed, 95 % intervals:"]
+    return "\n".join(lines + [f"- {name} images: {one}" for name, one in found.items()])
 
 
 def demo_output() -> str:

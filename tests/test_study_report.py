@@ -36,7 +36,15 @@ from cppo_ref.study.report import (
 )
 from cppo_ref.study.robustness import one_machine_table, pictures_table, replica_table, settings_table
 from cppo_ref.study.store import METRICS
-from cppo_ref.study.sweeps import RIVAL_SETTINGS, candidates_table, challenges, coverage_beside, rivals_table, sweeps_table
+from cppo_ref.study.sweeps import (
+    RIVAL_SETTINGS,
+    candidates_table,
+    challenges,
+    coverage_beside,
+    hard_table,
+    rivals_table,
+    sweeps_table,
+)
 
 NOISE = [0.001 * (-1) ** seed for seed in range(10)]  # paired differences of ±0.002 around what is asked for
 
@@ -330,7 +338,9 @@ def test_sweeps_are_compared_with_the_default_on_validation_seeds():
     rows = [row for arm, value in values.items() for row in rows_of("tiny", arm, value, late)]
     rows += [*rows_of("tiny", "cppo", 0.1), *rows_of("tiny", "cppo-tau=1.0", 0.8, range(100, 104))]  # test seeds; one missing
     (line,) = sweeps_table(rows).splitlines()[2:]
-    assert line.startswith("| `cppo-tau=0.3` − `cppo` | +0.05") and line.endswith("| **yes** |")
+    assert line.startswith("| `cppo-tau=0.3` − `cppo` | +0.05") and "| **yes** | +0.150 [" in line  # the last: minus `grpo`
+    rates = [row for arm in ("cppo", "cppo-learning_rate=0.0006") for row in rows_of("tiny", arm, 0.7, late)]
+    assert sweeps_table([*rates, *rows_of("tiny", "grpo", 0.6, late)]).endswith("| no | – |")  # GRPO has a learning rate too
     assert sweeps_table(rows_of("tiny", "cppo")) == rivals_table(rows_of("tiny", "cppo")) == "Not run yet."
     said = coverage_beside(rows)
     assert said.startswith("Sweeps on `tiny` with seeds 100–104: 3 of 36 arms were run; not yet: `cppo-cpl_weight=0.003`, ")
@@ -353,6 +363,15 @@ def test_a_candidate_may_not_lose_on_the_other_bases():
     (line, _) = candidates_table(rows[:-16]).splitlines()[2:]  # a seed is missing
     assert line.split(" | ")[2] == "not run"
     assert candidates_table(rows_of("tiny", "cppo")) == "No value is a candidate."
+
+
+def test_the_hard_level_stands_beside_the_constant_guess():
+    late = range(100, 105)
+    rows = [row for arm in ("grpo", "cppo") for row in rows_of("tiny", f"{arm}-level=hard", 0.1, late, blank=0.2)]
+    assert hard_table(rows) == "Not run yet."
+    lines = hard_table([*rows, *rows_of("tiny", "grpo_augmented-level=hard", 0.3, late)]).splitlines()
+    assert lines[2].startswith("| `grpo-level=hard` | 0.500 | 0.100 | 0.200 |") and lines[4].startswith("| `grpo_augmented-lev")
+    assert lines[-1] == "A constant guess earns 0.14."  # answers are uniform on 0…6
 
 
 def test_rivals_are_compared_at_the_same_setting_and_each_at_its_best():

@@ -44,7 +44,7 @@ PAPO = {
 
 MAIN = (
     Arm("grpo", GRPO, "the baseline"),
-    Arm("cppo", {}, "does CPL help? (the package's defaults)"),
+    Arm("cppo", {}, "does CPL help? (the package's defaults, but for the learning rate)"),
     Arm("grpo_augmented", {**GRPO, "augment": 0.5}, "do the preserving views help by themselves, as image augmentation?"),
     Arm("grpo_equal_time", GRPO, "does GRPO catch up in the time that CPPO takes?", step_ratio=TIME_RATIO),
     Arm(

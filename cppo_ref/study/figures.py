@@ -38,6 +38,7 @@ def forest_plot(
             ax.errorbar(x, y, xerr=reach, label=f"base: {base}", **look)
         ax.set_yticks(range(len(pairs)), [f"{arm} − {other}" for arm, other in pairs])
         ax.set(ylim=(len(pairs) - 0.5, -0.5), xlabel=f"difference in {metric}, paired by seed, 95 % interval")
+        ax.locator_params(axis="x", nbins=6)  # labels with three digits and a sign
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
     return fig
 

@@ -1,5 +1,6 @@
 """The sweeps: one setting at a time, on validation seeds and images; what the protocol's rule says about defaults."""
 
+from cppo_ref.shapes import LEVELS
 from cppo_ref.study.analysis import (
     MARGIN,
     PRIMARY_BASES,
@@ -13,7 +14,7 @@ from cppo_ref.study.analysis import (
     late_rows,
 )
 from cppo_ref.study.arms import MAIN, SWEEPS, UNTRAINED
-from cppo_ref.study.comparisons import table
+from cppo_ref.study.comparisons import SHOWN, mean_of, table
 
 RIVAL_SETTINGS = ("", *(f"-learning_rate={rate}" for rate in (1e-4, 6e-4, 1.2e-3)), "-group_size=4", "-group_size=16")
 
@@ -34,14 +35,20 @@ def challenges(shifted: Difference, plain: Difference) -> bool:
 
 
 def sweeps_table(rows: Rows, base: str = "tiny") -> str:
-    """What was `swept`, and whether the protocol's rule makes a value a candidate for the default."""
-    lines = []
+    """What was `swept`, whether the protocol's rule makes a value a candidate for the default, and CPPO with it minus GRPO.
+
+    The last only for settings that GRPO does not have; the others are in `rivals_table`.
+    """
+    late, lines = late_rows(rows), []
     for plain, shifted in zip(*(swept(rows, metric, base) for metric in ("avg_at_8", PRIMARY_METRIC)), strict=True):
         word = "**yes**" if challenges(shifted, plain) else "no"
-        lines.append([f"`{shifted.arm}` − `{shifted.other}`", shifted.interval, plain.interval, word])
+        shared = any(shifted.arm.endswith(setting) for setting in RIVAL_SETTINGS if setting)
+        lead = "–" if shared else difference(late, base, shifted.arm, "grpo").interval
+        lines.append([f"`{shifted.arm}` − `{shifted.other}`", shifted.interval, plain.interval, word, lead])
     if not lines:
         return "Not run yet."
-    return table(["on validation seeds", "shifted avg@8 [95 %, 5 seeds]", "plain avg@8", "candidate for the default"], lines)
+    header = ["on validation seeds", "shifted avg@8 [95 %, 5 seeds]", "plain avg@8", "candidate for the default"]
+    return table([*header, "CPPO with it − `grpo`, shifted"], lines)
 
 
 def rivals_table(rows: Rows) -> str:
@@ -64,6 +71,17 @@ def rivals_table(rows: Rows) -> str:
         if lines
         else "Not run yet."
     )
+
+
+def hard_table(rows: Rows) -> str:
+    """Means of the arms on the hard level, beside what the best constant guess earns."""
+    arms = [arm.name for arm in SWEEPS if "level" in arm.changes]
+    late, metrics = late_rows(rows), ("avg_at_8", PRIMARY_METRIC, "blank", "greedy", "perception", "reasoning")
+    if not has_seeds(late, "tiny", arms, SWEEP_SEEDS):
+        return "Not run yet."
+    lines = [[f"`{arm}`", *(mean_of(late, "tiny", arm, metric) for metric in metrics)] for arm in arms]
+    found = table(["mean of 5 seeds", *(SHOWN[metric] for metric in metrics)], lines)
+    return f"{found}\n\nA constant guess earns {1 / (LEVELS['hard'].max_answer + 1):.2f}."
 
 
 def _best(late: Rows, base: str, arm: str) -> str:
