@@ -53,7 +53,8 @@ def test_its_rows_are_those_with_the_fresh_seeds_under_the_plain_names():
     assert {(row["arm"], int(row["seed"])) for row in again} == {(arm, seed) for arm in FIRST for seed in range(10, 20)}
     assert len(again) == 90
     assert second_complete(ROWS)
-    assert not second_complete([row for row in ROWS if row["seed"] != "17"])
+    cut = [row for row in ROWS if (row["base"], row["seed"]) != ("robust", "17")]
+    assert {row["base"] for row in second_rows(cut)} == {"tiny", "hallucinating"} and not second_complete(cut)
     assert not second_complete(ROWS[:90])
 
 

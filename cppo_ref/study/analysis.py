@@ -94,11 +94,11 @@ def per_seed(curves: Rows, base: str, arm: str, metric: str, seeds: Sequence[int
     return np.array([np.mean(values[seed]) for seed in sorted(values)])
 
 
-def whole_arms(rows: Rows) -> Rows:
-    """The rows with the protocol's seeds, of those arms and bases that have all of them."""
-    final = [row for row in rows if int(row["seed"]) in SEEDS]
+def whole_arms(rows: Rows, seeds: Sequence[int] = SEEDS) -> Rows:
+    """The rows with these seeds, of those arms and bases that have all of them."""
+    final = [row for row in rows if int(row["seed"]) in seeds]
     runs = {(row["base"], row["arm"]) for row in final}
-    whole = {(base, arm) for base, arm in runs if has_seeds(final, base, [arm])}
+    whole = {(base, arm) for base, arm in runs if has_seeds(final, base, [arm], seeds)}
     return [row for row in final if (row["base"], row["arm"]) in whole]
 
 

@@ -12,6 +12,7 @@ from cppo_ref.study.analysis import (
     difference,
     has_seeds,
     primary_family,
+    whole_arms,
 )
 from cppo_ref.study.arms import CHOSEN, PRICE, SECOND
 from cppo_ref.study.comparisons import ANSWERS, SHOWN, TOKENS, mean_of, table
@@ -21,9 +22,12 @@ RATES = ("3e-4", "6e-4")  # of the first and the second family
 
 
 def second_rows(rows: Rows) -> Rows:
-    """The runs at the chosen learning rate with the fresh seeds, under their plain names: `cppo` for CPPO with it."""
+    """The runs at the chosen learning rate with the fresh seeds, under their plain names: `cppo` for CPPO with it.
+
+    An arm is left out on a base where seeds are missing.
+    """
     names = {arm.name: arm.name.removesuffix(CHOSEN) for arm in (*SECOND, *PRICE)}
-    return [row | {"arm": names[row["arm"]]} for row in rows if row["arm"] in names and int(row["seed"]) in SECOND_SEEDS]
+    return whole_arms([row | {"arm": names[row["arm"]]} for row in rows if row["arm"] in names], SECOND_SEEDS)
 
 
 def second_complete(rows: Rows) -> bool:
