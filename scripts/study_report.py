@@ -39,7 +39,7 @@ from cppo_ref.study.costs import price_table, step_cost, whole_run_costs
 from cppo_ref.study.delay import ACCURACIES, delayed_table, longer_table, slowdown_table
 from cppo_ref.study.dilution import dilution_table, intervention_table
 from cppo_ref.study.figures import arms_plot, forest_plot, regime_map
-from cppo_ref.study.price import delay_left, fight, halves_table
+from cppo_ref.study.price import delay_left, fight, halves_table, without_push
 from cppo_ref.study.report import (
     alignment_table,
     complete,
@@ -267,6 +267,7 @@ FROM_SECOND = {
     "change": lambda: change_table(FINAL, SECOND),
     "halves": lambda: halves_table(SECOND),
     "fight": lambda: fight(CURVES),
+    "without_push": lambda: without_push(WHOLE),
     "delay_left": lambda: delay_left(CURVES),
 }
 BLOCKS = {name: after_all_runs(make) for name, make in {**FROM_RUNS, **FROM_SECOND}.items()} | {

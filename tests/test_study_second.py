@@ -5,7 +5,7 @@ import pytest
 from cppo_ref.study.analysis import PRIMARY_BASES
 from cppo_ref.study.arms import ARMS, CHOSEN, LEARNING_RATE, PRICE, SECOND
 from cppo_ref.study.dilution import METRIC
-from cppo_ref.study.price import delay_left, fight, halves_table
+from cppo_ref.study.price import delay_left, fight, halves_table, without_push
 from cppo_ref.study.second import (
     RATES,
     SECOND_SEEDS,
@@ -108,6 +108,31 @@ def plain_rows(values):
 def test_which_half_costs_is_judged_by_the_log_of_the_protocol(pull, push, word):
     assert halves_table(plain_rows({})) == "Not run yet."
     assert halves_table(plain_rows({"pull": pull, "push": push})).endswith(f"and not the pull: **{word}**.")
+
+
+@pytest.mark.parametrize(
+    ("plain", "shifted", "word"),
+    [
+        (0.02, 0.00, "supported"),
+        (0.02, -0.01, "supported"),
+        (-0.02, 0.02, "refuted"),
+        (0.02, -0.03, "refuted"),
+        (0.00, 0.02, "undecided"),
+    ],
+)
+def test_what_is_without_the_push_is_judged_on_one_base(plain, shifted, word):
+    rows = [
+        dict.fromkeys(METRICS, "0.5")
+        | {"base": base, "arm": arm, "seed": str(seed)}
+        | {"avg_at_8": str(0.7 + first * plain + swing), "shift_avg_at_8": str(0.6 + first * shifted + swing)}
+        for base in ("tiny", "hallucinating")
+        for arm, first in (("pull", 1), ("cppo", 0))
+        for seed in range(10)
+        for swing in [first * 0.001 * (-1) ** seed]
+    ]
+    found = without_push(rows)
+    assert found.splitlines()[2].startswith(f"| tiny | {plain:+.3f} [") and found.endswith(f"On `hallucinating`: **{word}**.")
+    assert not without_push(rows[:20]).endswith("**.")  # `tiny` alone: a table and no word
 
 
 def line(arm, slope, seeds=SECOND_SEEDS, last=80, **probed):
