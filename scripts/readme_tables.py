@@ -18,11 +18,14 @@ from cppo_ref.study.store import read_csv
 
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "data" / "results"
-NAMES = {"untrained": "before training", "grpo": "GRPO", "cppo": "CPPO"}
+NAMES = {"untrained": "before training (3 samplings)", "grpo": "GRPO", "cppo": "CPPO"}
 
 
 def seeds_table() -> str:
-    """avg@8 per method and kind of image with the package's defaults, over the seeds of the study's second family."""
+    """avg@8 per method and kind of image with the package's defaults, over the seeds of the study's second family.
+
+    Before training the seeds are those of the sampling.
+    """
     rows = read_csv(RESULTS / "study.csv")
     trained = second_rows(rows)
     everything = [*trained, *(row for row in rows if row["arm"] == "untrained")]
@@ -33,8 +36,8 @@ def seeds_table() -> str:
         cells = (f"**{statistics.mean(one):.3f}** ({min(one):.3f} to {max(one):.3f})" for one in values)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     found = {name: difference(trained, "tiny", "cppo", "grpo", metric) for metric, name in shown.items()}
-    lines += ["", "CPPO minus GRPO, paired by seed, 95 % intervals:"]
-    return "\n".join(lines + [f"- {name} images: {one}" for name, one in found.items()])
+    lines += ["", "CPPO minus GRPO, paired by seed, 95 % intervals and the sign-flip test's p:"]
+    return "\n".join(lines + [f"- {name} images: {one}, p = {one.p:.3f}" for name, one in found.items()])
 
 
 def demo_output() -> str:

@@ -2,13 +2,12 @@
 
 import pytest
 
-from cppo_ref.study.analysis import PRIMARY_BASES
-from cppo_ref.study.arms import ARMS, CHOSEN, LEARNING_RATE, PRICE, SECOND
+from cppo_ref.study.analysis import PRIMARY_BASES, SECOND_SEEDS
+from cppo_ref.study.arms import ARMS, CHOSEN, CHOSEN_RATE, LEARNING_RATE, PRICE, SECOND
 from cppo_ref.study.dilution import METRIC
-from cppo_ref.study.price import delay_left, fight, halves_table, without_push
+from cppo_ref.study.price import delay_left, fight, halves_table, long_table, without_push
 from cppo_ref.study.second import (
     RATES,
-    SECOND_SEEDS,
     change_table,
     families_table,
     forest_of_both,
@@ -43,9 +42,10 @@ ROWS = [
 
 def test_the_second_family_is_the_three_arms_at_the_chosen_rate_and_differs_in_nothing_else():
     assert {arm.name.partition("-")[0] for arm in SECOND} == FIRST.keys()
+    assert [arm.name.partition("-")[0] for arm in PRICE] == ["pull", "push", "cppo_longer", "grpo_equal_time"]
     for arm in (*SECOND, *PRICE):
         assert arm.changes == ARMS[arm.name.partition("-")[0]].changes | {"learning_rate": float(RATES[1])}
-    assert float(RATES[0]) == LEARNING_RATE
+    assert [float(rate) for rate in RATES] == [LEARNING_RATE, CHOSEN_RATE]
 
 
 def test_its_rows_are_those_with_the_fresh_seeds_under_the_plain_names():
@@ -107,7 +107,7 @@ def plain_rows(values):
 )
 def test_which_half_costs_is_judged_by_the_log_of_the_protocol(pull, push, word):
     assert halves_table(plain_rows({})) == "Not run yet."
-    assert halves_table(plain_rows({"pull": pull, "push": push})).endswith(f"and not the pull: **{word}**.")
+    assert halves_table(plain_rows({"pull": pull, "push": push})).endswith(f"and more than the pull: **{word}**.")
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,15 @@ def test_a_delay_leaves_what_the_baselines_curve_says(end, word):
     # GRPO is at 0.87 after 140 steps and at 0.786 after 140 / 1.25
     assert cells[:4] == ["10", "1.25", "-0.084", f"{(end - 0.003) * 140:+.3f}"]
     assert cells[5] == f"**{word}**"
+
+
+def test_longer_training_is_compared_with_the_longer_baseline():
+    assert long_table(plain_rows({})) == "Not run yet."
+    lines = long_table(plain_rows({"cppo_longer": 0.78, "grpo_equal_time": 0.80})).splitlines()[2:]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| `cppo_longer` − `grpo_equal_time`", "-0.020 [-0.020, -0.020]"],
+        ["| `cppo` − `grpo_equal_time`", "-0.130 [-0.130, -0.130]"],
+    ]
 
 
 @pytest.mark.parametrize(("cosine", "word"), [(-0.1, "supported"), (0.1, "refuted"), (0.0, "undecided")])

@@ -4,7 +4,7 @@ Two arms of one seed share adapters' first values, data order, sampling streams,
 within a seed is what counts; n is the number of seeds.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -24,6 +24,7 @@ PRIMARY_METRIC = "shift_avg_at_8"
 PRIMARY_BASES = ("tiny", "robust", "hallucinating")
 PRIMARY_PAIRS = (("cppo", "grpo"), ("cppo", "grpo_augmented"))
 SEEDS = range(10)  # of each arm, by the protocol
+SECOND_SEEDS = range(10, 20)  # of the second run of the primary family
 SWEEP_SEEDS = range(100, 105)
 Rows = Sequence[dict[str, Any]]
 MAX_EXACT = 16  # seeds up to which every sign pattern is enumerated
@@ -123,6 +124,13 @@ def bootstrap_interval(gaps: np.ndarray, seed: int = 0) -> tuple[float, float]:
         return float(gaps.mean()), float(gaps.mean())
     result = stats.bootstrap((gaps,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(seed))
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def resampled(statistic: Callable[[np.ndarray], float], seeds: int, resamples: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of what `statistic` makes of the positions of the seeds drawn; percentiles."""
+    draws = np.random.default_rng(0).integers(seeds, size=(resamples, seeds))
+    low, high = np.percentile([statistic(draw) for draw in draws], [2.5, 97.5])
+    return float(low), float(high)
 
 
 def sign_flip_p(gaps: np.ndarray, seed: int = 0) -> float:

@@ -4,6 +4,8 @@ Then what a stop after 80 steps shows is how steep GRPO's curve is there, and lo
 so the flatter the curve is by then.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cppo_ref.study.analysis import PRIMARY_METRIC, SEEDS, Rows, bootstrap_interval, difference, has_seeds, paired
@@ -87,8 +89,16 @@ def delayed_table(curves: Rows) -> str:
 
 def mean_curve(curves: Rows, base: str, arm: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, mean over seeds of the accuracy on plain validation images) of an arm's probes."""
-    points: dict[int, list[float]] = {}
-    for row in curves:
-        if (row["base"], row["arm"]) == (base, arm) and row["seed"] in SEEDS and there(row[METRIC]):
-            points.setdefault(row["step"], []).append(row[METRIC])
-    return np.array(sorted(points)), np.array([np.mean(points[step]) for step in sorted(points)])
+    steps, heights = probed(curves, base, arm)
+    return steps, np.nanmean(heights, axis=0)
+
+
+def probed(curves: Rows, base: str, arm: str, seeds: Sequence[int] = SEEDS) -> tuple[np.ndarray, np.ndarray]:
+    """(steps [S], accuracy on plain validation images [seeds, S]) of an arm's probes; NaN where a seed has none."""
+    heights = {
+        (row["seed"], row["step"]): row[METRIC]
+        for row in curves
+        if (row["base"], row["arm"]) == (base, arm) and row["seed"] in seeds and there(row[METRIC])
+    }
+    steps = sorted({step for _, step in heights})
+    return np.array(steps), np.array([[heights.get((seed, step), np.nan) for step in steps] for seed in seeds])

@@ -21,6 +21,7 @@ from cppo_ref.study.analysis import (
     has_seeds,
     paired,
     per_seed,
+    resampled,
 )
 from cppo_ref.study.arms import MAIN, Arm
 from cppo_ref.study.bases import BASES
@@ -57,11 +58,9 @@ class Evidence:
         cosine, ratio = float(self.cosines[chosen].mean()), float(self.ratios[chosen].mean())
         return predicted(cosine, ratio, self.steps, self.heights[chosen].mean(axis=0))
 
-    def remainder(self, resamples: int = 2000) -> tuple[float, float]:
+    def remainder(self) -> tuple[float, float]:
         """95 % bootstrap interval over seeds of what was observed minus what is predicted, both from the same seeds."""
-        draws = np.random.default_rng(0).integers(len(self.gaps), size=(resamples, len(self.gaps)))
-        low, high = np.percentile([self.gaps[draw].mean() - self.prediction(draw) for draw in draws], [2.5, 97.5])
-        return float(low), float(high)
+        return resampled(lambda draw: self.gaps[draw].mean() - self.prediction(draw), len(self.gaps))
 
 
 def evidence(rows: Rows, curves: Rows, base: str, arm: Arm) -> Evidence:

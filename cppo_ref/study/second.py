@@ -7,6 +7,7 @@ from cppo_ref.study.analysis import (
     PRIMARY_BASES,
     PRIMARY_METRIC,
     PRIMARY_PAIRS,
+    SECOND_SEEDS,
     Difference,
     Rows,
     difference,
@@ -17,7 +18,6 @@ from cppo_ref.study.analysis import (
 from cppo_ref.study.arms import CHOSEN, PRICE, SECOND
 from cppo_ref.study.comparisons import ANSWERS, SHOWN, TOKENS, mean_of, table
 
-SECOND_SEEDS = range(10, 20)
 RATES = ("3e-4", "6e-4")  # of the first and the second family
 
 

@@ -1,10 +1,11 @@
 """The sweeps: one setting at a time, on validation seeds and images; what the protocol's rule says about defaults."""
 
-from cppo_ref.shapes import LEVELS
+from cppo_ref.evaluation import best_constant_guess, split_rows
 from cppo_ref.study.analysis import (
     MARGIN,
     PRIMARY_BASES,
     PRIMARY_METRIC,
+    SECOND_SEEDS,
     SEEDS,
     SWEEP_SEEDS,
     Difference,
@@ -14,7 +15,7 @@ from cppo_ref.study.analysis import (
     late_rows,
 )
 from cppo_ref.study.arms import MAIN, SWEEPS, UNTRAINED
-from cppo_ref.study.comparisons import SHOWN, mean_of, table
+from cppo_ref.study.comparisons import SHOWN, attempt, mean_of, table
 
 RIVAL_SETTINGS = ("", *(f"-learning_rate={rate}" for rate in (1e-4, 6e-4, 1.2e-3)), "-group_size=4", "-group_size=16")
 
@@ -43,8 +44,9 @@ def sweeps_table(rows: Rows, base: str = "tiny") -> str:
     for plain, shifted in zip(*(swept(rows, metric, base) for metric in ("avg_at_8", PRIMARY_METRIC)), strict=True):
         word = "**yes**" if challenges(shifted, plain) else "no"
         shared = any(shifted.arm.endswith(setting) for setting in RIVAL_SETTINGS if setting)
-        lead = "–" if shared else difference(late, base, shifted.arm, "grpo").interval
-        lines.append([f"`{shifted.arm}` − `{shifted.other}`", shifted.interval, plain.interval, word, lead])
+        lead = None if shared else attempt(lambda arm=shifted.arm: difference(late, base, arm, "grpo"))
+        cells = [shifted.interval, plain.interval, word, lead.interval if lead else "–"]
+        lines.append([f"`{shifted.arm}` − `{shifted.other}`", *cells])
     if not lines:
         return "Not run yet."
     header = ["on validation seeds", "shifted avg@8 [95 %, 5 seeds]", "plain avg@8", "candidate for the default"]
@@ -81,7 +83,8 @@ def hard_table(rows: Rows) -> str:
         return "Not run yet."
     lines = [[f"`{arm}`", *(mean_of(late, "tiny", arm, metric) for metric in metrics)] for arm in arms]
     found = table(["mean of 5 seeds", *(SHOWN[metric] for metric in metrics)], lines)
-    return f"{found}\n\nA constant guess earns {1 / (LEVELS['hard'].max_answer + 1):.2f}."
+    guess = best_constant_guess(split_rows("validation", "hard"))
+    return f"{found}\n\nThe best constant guess earns {guess:.3f} on these images."
 
 
 def _best(late: Rows, base: str, arm: str) -> str:
@@ -122,4 +125,6 @@ def coverage_beside(rows: Rows, base: str = "tiny") -> str:
     late = {(row["base"], row["arm"]) for row in late_rows(rows)}
     beside = [f"`{b} {arm}` (seeds 0–9)" for b, arm in sorted(final) if arm not in named]
     beside += [f"`{b} {arm}` (seeds 100–104)" for b, arm in sorted(late) if arm not in named]
+    again = {(row["base"], row["arm"]) for row in rows if int(row["seed"]) in SECOND_SEEDS}
+    beside += [f"`{b} {arm}` (seeds 10–19)" for b, arm in sorted(again)]
     return f"{sweeps} Beside them: {', '.join(beside)}." if beside else sweeps
