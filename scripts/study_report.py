@@ -249,6 +249,7 @@ FROM_RUNS = {
     "alignment": lambda: alignment_table(curves_of(WHOLE, CURVES)),
     "dilution": lambda: dilution_table(WHOLE, CURVES),
     "settings": lambda: settings_table(WHOLE),
+    "settings_too": lambda: settings_table(WHOLE, "hallucinating"),
     "intervention": lambda: intervention_table(WHOLE),
     "slowdown": lambda: slowdown_table(curves_of(WHOLE, CURVES)),
     "longer": lambda: longer_table(WHOLE),
