@@ -117,7 +117,7 @@ def test_the_merged_model_computes_what_the_policy_computes(tmp_path):
         parameter.data += 0.02  # far enough from the base that a merge without adapters would be seen
     policy.model.save_pretrained(tmp_path / "moved")
     report = export_merged("tiny", str(tmp_path / "moved"), tmp_path / "merged")
-    assert float(report.rsplit(" ", 2)[1]) < 1e-3
+    assert float(report.rsplit(" ", 2)[1]) < 5e-3  # nats; the base model is 5.8 nats away
     merged = load_policy(str(tmp_path / "merged"), quantize="none", lora=None)
     assert {p.dtype for p in merged.model.parameters()} == {torch.float32}
     assert "quantization_config" not in json.loads(Path(tmp_path / "merged" / "config.json").read_text())
