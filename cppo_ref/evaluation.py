@@ -23,13 +23,8 @@ from cppo_ref.shapes import TokenLabel, label_tokens
 
 IMAGES_PER_BATCH = 64
 DETECTOR_VIEWS = (
-    ("noise_patches", 4.0),
-    ("noise_patches", 2.0),
-    ("noise_patches", 1.0),
-    ("black_squares", 1.0),
-    ("zoom_crop", 1.0),
-    ("patch_mask", 1.0),
-    ("blank", 1.0),
+    *(("noise_patches", strength) for strength in (4.0, 2.0, 1.0)),
+    *((view, 1.0) for view in ("black_squares", "zoom_crop", "patch_mask", "blank")),
 )
 
 
