@@ -111,6 +111,8 @@ MECHANISM = (
     Arm("cppo_faster", {"learning_rate": LEARNING_RATE / SHARE}, "does CPPO with that share given back lose nothing?"),
     # a test of delay (cppo_ref/study/delay.py), beside grpo_equal_time
     Arm("cppo_longer", {}, "does CPPO lose less on plain images if both train for longer?", step_ratio=TIME_RATIO),
+    # a test of why random tokens are better than detected ones (cppo_ref/study/elsewhere.py)
+    Arm("pull_random", {"perception_loss": "pull", "tokens": "random"}, "does the choice of tokens matter without the push?"),
 )
 # The sweeps chose 6e-4 for both methods, and it became the package's default: the primary family is run again with it, and
 # the arms that ask where its price on `robust` comes from.
