@@ -20,6 +20,7 @@ from cppo_ref.study.comparisons import (
     moved_table,
 )
 from cppo_ref.study.costs import price_table, step_cost, whole_run_costs
+from cppo_ref.study.elsewhere import settings_table
 from cppo_ref.study.figures import arms_plot
 from cppo_ref.study.gallery import Token, cases, cell_change, look, observe, over_prompts, show_case, summary
 from cppo_ref.study.hypotheses import outcomes
@@ -35,7 +36,7 @@ from cppo_ref.study.report import (
     questions_table,
     regimes,
 )
-from cppo_ref.study.robustness import one_machine_table, pictures_table, replica_table, settings_table
+from cppo_ref.study.robustness import one_machine_table, pictures_table, replica_table
 from cppo_ref.study.store import METRICS
 from cppo_ref.study.sweeps import (
     RIVAL_SETTINGS,

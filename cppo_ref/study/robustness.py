@@ -1,4 +1,4 @@
-"""Whether the results hold elsewhere: on other pictures, with the authors' settings, on another machine (the replica)."""
+"""Whether the results hold on other pictures and on another machine (the replica)."""
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from cppo_ref.study.analysis import (
     seeds_of,
     whole_arms,
 )
-from cppo_ref.study.arms import MAIN
 from cppo_ref.study.comparisons import SHOWN, table
 from cppo_ref.study.dilution import final_points
 from cppo_ref.study.hypotheses import outcomes
@@ -51,21 +50,6 @@ def one_machine_table(rows: Rows, again: Rows, base: str = "tiny") -> str:
     moved = [*again, *(row for row in rows if (row["base"], row["arm"]) not in {(base, "cppo"), (base, "grpo")})]
     chosen = [one for one in outcomes(whole_arms(moved), []) if one.name in ("H1", "H4")]
     return table(["", "outcome", "evidence"], [[one.name, f"**{one.verdict}**", one.evidence] for one in chosen])
-
-
-def settings_table(rows: Rows, base: str = "tiny") -> str:
-    """CPPO minus every other arm that trains all layers on reward and a perception loss: what a choice earns."""
-    others = [
-        arm.name
-        for arm in MAIN
-        if arm.changes and arm.baseline == "grpo" and not {"cpl_weight", "policy_weight"} & arm.changes.keys()
-    ]
-    lines = []
-    for other in [*others, "papo"]:
-        if has_seeds(rows, base, ["cppo", other]):
-            cells = (difference(rows, base, "cppo", other, metric).interval for metric in (PRIMARY_METRIC, "avg_at_8"))
-            lines.append([f"`cppo` − `{other}`", *cells])
-    return table([f"on `{base}`, ten seeds", "shifted avg@8 [95 %]", "plain avg@8"], lines)
 
 
 def pictures_table(rows: Rows, curves: Rows, late: Rows) -> str:
