@@ -4,7 +4,7 @@ import pytest
 
 from cppo_ref.study.analysis import PRIMARY_BASES
 from cppo_ref.study.arms import ARMS
-from cppo_ref.study.elsewhere import carry_table, choice_table, predictions_table, settings_table
+from cppo_ref.study.elsewhere import anchor_outcome, carry_table, choice_table, predictions_table, settings_table
 from cppo_ref.study.store import METRICS
 
 WAYS = ["paper", "verl", "k1", "anchor_flows", "no_gate", "all_tokens", "random_tokens", "true_tokens", "pull", "push", "papo"]
@@ -46,8 +46,8 @@ def test_tiny_is_held_against_the_other_bases_word_by_word():
     text = carry_table(rows)
     (line,) = [line for line in text.splitlines() if "`verl`" in line]
     assert line == "| `cppo` − `verl` | above | below | above | equal | equal | equal |"
-    assert "Of `tiny`'s 2 differences, `robust` agrees with 0, leaves 1 open and reverses 1." in text
-    assert "Of `tiny`'s 2 differences, `hallucinating` agrees with 1, leaves 1 open and reverses 0." in text
+    assert "Of `tiny`'s 2 differences, `robust` agrees with 0, is *equal* in 1, *open* in 0 and reverses 1." in text
+    assert "Of `tiny`'s 2 differences, `hallucinating` agrees with 1, is *equal* in 1, *open* in 0 and reverses 0." in text
 
 
 ALL_BETTER = {("hallucinating", "all_tokens"): (0.7, 0.6)}
@@ -73,6 +73,18 @@ def test_the_predictions(changed, words):
     assert [line.split(" | ")[1] for line in text.splitlines()[2:]] == [f"**{word}**" for word in words.split()]
     assert ("`k1` (shifted)" in text) == words.startswith("no")
     assert ("`verl` +0.100 [" in text) == words.startswith("yes no")
+
+
+@pytest.mark.parametrize(
+    ("shifted", "plain", "word"),
+    [
+        (0.45, 0.35, "supported"),  # 0.15 of the 0.2 on both
+        (0.45, 0.45, "undecided"),  # more than half on shifted images, a quarter on plain ones
+        (0.55, 0.45, "refuted"),  # a quarter on both
+    ],
+)
+def test_how_much_of_the_papers_loss_the_anchor_must_cost(shifted, plain, word):
+    assert anchor_outcome(study(ANCHOR | {("hallucinating", "anchor_flows"): (shifted, plain)})) == word
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,9 @@ def carry_table(rows: Rows) -> str:
     told = []
     for base in PRIMARY_BASES[1:]:
         held = held_against_tiny(rows, base)
-        numbers = [len(held[kind]) for kind in ("agrees", "open", "reversed")]
+        numbers = [len(held[kind]) for kind in ("agrees", "equal", "open", "reversed")]
         told.append(
-            "Of `tiny`'s {} differences, `{}` agrees with {}, leaves {} open and reverses {}.".format(
+            "Of `tiny`'s {} differences, `{}` agrees with {}, is *equal* in {}, *open* in {} and reverses {}.".format(
                 sum(numbers), base, *numbers
             )
         )
@@ -69,14 +69,14 @@ def carry_table(rows: Rows) -> str:
 
 
 def held_against_tiny(rows: Rows, base: str) -> dict[str, list[str]]:
-    """The comparisons of which `tiny` says "above" or "below", by what `base` says: "agrees", "reversed" or "open"."""
-    held: dict[str, list[str]] = {"agrees": [], "reversed": [], "open": []}
+    """The comparisons of which `tiny` says "above" or "below", by what `base` says: "agrees", "reversed", "equal" or "open"."""
+    held: dict[str, list[str]] = {"agrees": [], "reversed": [], "equal": [], "open": []}
     for other in other_ways():
         for metric in METRICS:
             if all(has_seeds(rows, one, ["cppo", other]) for one in ("tiny", base)):
                 first, here = (word_of(difference(rows, one, "cppo", other, metric)) for one in ("tiny", base))
                 if first in OPPOSITE:
-                    kind = "agrees" if here == first else "reversed" if here == OPPOSITE[first] else "open"
+                    kind = "agrees" if here == first else "reversed" if here == OPPOSITE[first] else here
                     held[kind].append(f"`{other}` ({_images(metric)})")
     return held
 
@@ -91,10 +91,7 @@ def predictions_table(rows: Rows) -> str:
     above = [f"`{one.arm}` {one.interval}" for one in gains if word_of(one) == "above"]
     highest = max(gains, key=lambda one: one.value)
     shifted, plain = (difference(rows, "hallucinating", "all_tokens", "cppo", metric) for metric in METRICS)
-    through_anchor, whole = (
-        [difference(rows, "hallucinating", arm, "cppo", m) for m in METRICS] for arm in ("anchor_flows", "paper")
-    )
-    most = all(one.high < 0 and one.value <= all_of.value / 2 for one, all_of in zip(through_anchor, whole, strict=True))
+    through_anchor, whole = losses_to_cppo(rows, "anchor_flows"), losses_to_cppo(rows, "paper")
     none_above = f"none of {len(gains)}; the highest is `{highest.arm}`, {highest.interval}"
     lines = [
         ("on `hallucinating` no difference of `tiny` is reversed", not turned, ", ".join(turned) or "none is"),
@@ -106,13 +103,29 @@ def predictions_table(rows: Rows) -> str:
         ),
         (
             "on `hallucinating` the gradient through the anchor is at least half of what `paper` loses, on both kinds of image",
-            most,
+            anchor_outcome(rows) == "supported",
             f"`anchor_flows` − `cppo`: plain {through_anchor[1].interval}, shifted {through_anchor[0].interval}; "
             f"`paper` − `cppo`: plain {whole[1].interval}, shifted {whole[0].interval}",
         ),
     ]
     shown = [[claim, "**yes**" if holds else "**no**", evidence] for claim, holds, evidence in lines]
     return table(["prediction", "holds", "evidence"], shown)
+
+
+def losses_to_cppo(rows: Rows, arm: str) -> list[Difference]:
+    """`arm` minus CPPO on `hallucinating`, on shifted and on plain images."""
+    return [difference(rows, "hallucinating", arm, "cppo", metric) for metric in METRICS]
+
+
+def anchor_outcome(rows: Rows) -> str:
+    """Whether the gradient through the anchor is what `paper` loses, by the log.
+
+    Supported: `anchor_flows` is below CPPO and loses at least half as much, on both kinds of image;
+    refuted: it loses less than half on both.
+    """
+    pairs = list(zip(losses_to_cppo(rows, "anchor_flows"), losses_to_cppo(rows, "paper"), strict=True))
+    half = [one.value <= all_of.value / 2 for one, all_of in pairs]
+    return judged(all(half) and all(one.high < 0 for one, _ in pairs), not any(half))
 
 
 def _images(metric: str) -> str:

@@ -149,8 +149,8 @@ def detector_table(rows: Rows, metric: str = "auroc_absolute") -> str:
 def regimes(rows: Rows, pairs: Sequence[tuple[str, str]] = MAP_PAIRS) -> dict[tuple[str, str], tuple[Difference, str]]:
     """The cells of the regime map: (comparison, base and images) -> (difference, word by the interval alone).
 
-    Exploratory, unadjusted. The words are not the verdicts': "above" or "below" where the interval excludes 0, "equal" where it
-    is inside ±0.02, else "open".
+    Exploratory, unadjusted. The words are not the verdicts': "equal" where the interval is inside ±0.02, else "above" or
+    "below" where it excludes 0, else "open".
     """
     words = {"helps": "above", "hurts": "below", "equal": "equal", "undecided": "open"}
     cells = {}
