@@ -84,15 +84,16 @@ SECOND = second_rows(ROWS)  # at the chosen learning rate, with fresh seeds
 CURVES = read_parquet(RESULTS / "curves.parquet")
 REPLICA = read_csv(RESULTS / "replica" / "study.csv")
 COSTS = read_csv(RESULTS / "step_seconds.csv")
+TIME = "grpo_equal_time"  # GRPO with the time that CPPO takes
 CONCLUSIONS = {
     frozenset({"helps"}): "CPPO helps",
     frozenset({"equal"}): "CPPO makes no difference that matters",
     frozenset({"hurts"}): "CPPO hurts",
 }
 BASE_WORDS = {
-    "tiny": "never shown preserving shifts",
-    "robust": "shown preserving shifts in pretraining",
-    "hallucinating": "more of its pretraining text is guesses",
+    "tiny": "never shown such changes",
+    "robust": "shown them in pretraining",
+    "hallucinating": "never shown them, and guesses more",
 }
 
 
@@ -124,7 +125,7 @@ def short_table() -> str:
     """CPPO's lead in points, a line per base; bold where the protocol's rule says that it helps."""
     said = [{(found.base, found.other): word for found, _, word in primary_family(rows)} for rows in (FINAL, SECOND)]
     lines = []
-    for base, words in SHORT_BASES.items():
+    for base, words in BASE_WORDS.items():
         cells = []
         for other, metric in (*((other, PRIMARY_METRIC) for _, other in PRIMARY_PAIRS), ("grpo", "avg_at_8")):
             leads = [points(difference(rows, base, "cppo", other, metric)) for rows in (FINAL, SECOND)]
@@ -137,14 +138,6 @@ def short_table() -> str:
     columns = ["shifted, over GRPO", "shifted, over GRPO with augmentation", "plain, over GRPO"]
     equal_time = [f"{images}, over GRPO with {TIME_RATIO} times the steps" for images in ("shifted", "plain")]
     return table(["CPPO's lead in points", *columns, *equal_time], lines)
-
-
-TIME = "grpo_equal_time"
-SHORT_BASES = {
-    "tiny": "never shown such changes",
-    "hallucinating": "not shown them either, and guesses more",
-    "robust": "shown them in pretraining",
-}
 
 
 def short() -> str:
