@@ -100,8 +100,9 @@ def _settings(command: str, arguments: Sequence[str]) -> tuple[CPPOConfig, Train
     if flags.profile and flags.profile not in PROFILES:
         raise InputError(f"profile is {flags.profile!r}, expected one of {', '.join(PROFILES)}")
     chosen = {**PROFILES.get(flags.profile, {}), **_read_config(flags.config)}
-    defaults = CPPOConfig.preset(flags.preset, **chosen).to_dict()
-    config, flags = parse((CPPOConfig, TrainFlags), command, arguments, defaults)
+    CPPOConfig.preset(flags.preset, **chosen)  # names what is wrong with them
+    # only what they set: what follows from other settings must follow those of the command line
+    config, flags = parse((CPPOConfig, TrainFlags), command, arguments, {**PRESETS[flags.preset], **chosen})
     return config, flags
 
 

@@ -9,6 +9,11 @@ from cppo_ref.cpl import Estimator, PerceptionLoss
 from cppo_ref.grpo import Aggregation
 from cppo_ref.perception import Ranking, Tokens
 from cppo_ref.perturbations import PRESERVING, REMOVING
+from cppo_ref.shapes import LEVELS
+
+
+# a level's limit has room for every right answer; "shortcut" has the easy level's pictures and grammar
+LEVEL_TOKENS = {name: level.max_new_tokens for name, level in {**LEVELS, "shortcut": LEVELS["easy"]}.items()}
 
 
 class InputError(ValueError):
@@ -47,7 +52,7 @@ class CPPOConfig:
     steps: int = setting(80, "rollout batches (paper: 2 epochs)")
     prompts_per_step: int = setting(8, "prompts per rollout batch (paper: 512)")
     group_size: int = setting(8, "completions per prompt, G (paper: 5; AReaL: 4)")
-    max_new_tokens: int = setting(32, "longest completion, tokens (paper: 4096; AReaL: 512)")
+    max_new_tokens: int = setting(0, "longest completion, tokens; 0: the level's, other data 128 (paper: 4096; AReaL: 512)")
     rollout_batch_size: int = setting(64, "completions sampled at a time; changes memory and the draws")
     temperature: float = setting(1.0, "sampling temperature; logits are divided by it everywhere (paper: 1)")
 
@@ -99,6 +104,8 @@ class CPPOConfig:
             value, like = getattr(self, f.name), f.default_factory() if callable(f.default_factory) else f.default
             if not _fits(value, like):
                 raise InputError(f"{f.name} is {value!r}, expected {_KINDS[type(like)]}")
+        if self.max_new_tokens == 0:
+            object.__setattr__(self, "max_new_tokens", LEVEL_TOKENS[self.level] if self.data == "shapes" else 128)
         for name, ok, expected in self._checks():
             if not ok:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")

@@ -23,7 +23,7 @@ FEATURES = datasets.Features(
         "objects": datasets.List({"color": datasets.Value("string"), "kind": datasets.Value("string")}),
     }
 )
-SHIFT_STRENGTH = 1.2  # of the authors' preserving views: stronger than any that CPPO trains with
+SHIFT_STRENGTH = 1.2  # widens the range that CPPO's own preserving views are drawn from: most draws lie inside both
 WORLD_SEED = 2601_00501
 HINT_RIGHT = 0.8  # share of right hints at level "shortcut"; none is right in its test_shift
 
@@ -152,8 +152,8 @@ def step_rows(rows: Rows, count: int, step: int, seed: int) -> list[dict[str, An
 def make_split(split: str, level: str) -> datasets.Dataset:
     """Generate a split of the shape world: the same rows, to the byte, in any process.
 
-    test_shift and test_blank hold the test split's questions: under a stronger preserving view (colour jitter, perspective or
-    rotation), and with the image replaced by its mean colour.
+    test_shift and test_blank hold the test split's questions: under one of the view families that CPPO trains with (colour
+    jitter, perspective, rotation; a perspective leaves every other picture as it is), and with one grey for every image.
     """
     base = "test" if split.startswith("test") else split
     rng = np.random.default_rng([WORLD_SEED, list(LEVELS).index(level), list(SPLITS).index(base)])
@@ -167,7 +167,7 @@ def make_split(split: str, level: str) -> datasets.Dataset:
 
 
 def shifted(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The held-out shift: colour jitter, perspective or rotation, stronger than in training."""
+    """The shift of test_shift: colour jitter, perspective or rotation, drawn from a range 1.2 times as wide as CPPO's."""
     return preserve(image, rng, strength=SHIFT_STRENGTH)
 
 

@@ -19,7 +19,7 @@ from cppo_ref.prompts import Prompts
 from cppo_ref.rewards import accuracy_reward
 from cppo_ref.rollouts import Rollouts, generate_rollouts
 from cppo_ref.rows import images_of
-from cppo_ref.shapes import TokenLabel, label_tokens
+from cppo_ref.shapes import TokenLabel, label_tokens, level_of
 
 IMAGES_PER_BATCH = 64
 DETECTOR_VIEWS = (
@@ -68,19 +68,23 @@ def sample_answers(
     rows: Sequence[dict[str, Any]],
     *,
     samples: int,
-    max_new_tokens: int = 32,
+    max_new_tokens: int | None = None,
     temperature: float = 1.0,
     batch_size: int | None = None,
     seed: int = 0,
 ) -> list[Rollouts]:
-    """Completions for `rows`, `samples` each; `batch_size` completions at a time (None: 64 images' worth)."""
+    """Completions for `rows`, `samples` each; `batch_size` completions at a time (None: 64 images' worth).
+
+    `max_new_tokens` None: what the rows' level of the shape world leaves room for; ValueError for other rows.
+    """
+    limit = max_new_tokens or level_of(rows[0]).max_new_tokens
     rng = torch.Generator().manual_seed(seed)
     return [
         generate_rollouts(
             policy,
             rows[i : i + IMAGES_PER_BATCH],
             group_size=samples,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=limit,
             temperature=temperature,
             batch_size=batch_size,
             rng=rng,
@@ -116,7 +120,7 @@ def completion_labels(policy: Policy, rollouts: Rollouts) -> list[list[TokenLabe
 
 
 def evaluate_split(
-    policy: Policy, rows: Sequence[dict[str, Any]], *, samples: int = 8, max_new_tokens: int = 32, seed: int = 0
+    policy: Policy, rows: Sequence[dict[str, Any]], *, samples: int = 8, max_new_tokens: int | None = None, seed: int = 0
 ) -> SplitReport:
     """Sample and decode greedily on shape-world rows, and judge answers and tokens."""
     sampled = sample_answers(policy, rows, samples=samples, max_new_tokens=max_new_tokens, seed=seed)
@@ -152,7 +156,7 @@ def evaluate_detector(
     strength: float = 1.0,
     ranking: Ranking = "absolute",
     top_fraction: float = 0.5,
-    max_new_tokens: int = 32,
+    max_new_tokens: int | None = None,
     seed: int = 0,
 ) -> DetectorReport:
     """Sample one completion per row and compare its entropy shift with the true perception tokens.

@@ -1,4 +1,4 @@
-"""Overlong prompts: found before the first step, counted and dropped.
+"""Overlong prompts are found before the first step, counted and dropped; a limit that cuts right answers is refused.
 
 Authors: prompts above a limit (verl: 512 tokens) are filtered out of the dataset; AReaL counts image tokens.
 Here:  the same, image tokens counted; the run says how many it dropped. The limit is never above what the context leaves beside
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.policy import Policy
 from cppo_ref.rows import Rows, images_of, row_at
+from cppo_ref.shapes import asked_colors, completion_text
 
 
 def drop_overlong(policy: Policy, rows: Rows, config: CPPOConfig, *, progress: bool = True) -> Rows:
@@ -39,6 +40,24 @@ def drop_overlong(policy: Policy, rows: Rows, config: CPPOConfig, *, progress: b
     if len(fitting) < len(rows):
         print(f"dropped {len(rows) - len(fitting)} of {len(rows)} rows: prompt longer than {limit} tokens")
     return rows.keep(fitting)
+
+
+def check_answers_fit(policy: Policy, rows: list[dict[str, Any]], config: CPPOConfig) -> None:
+    """Raise InputError if `max_new_tokens` cuts the right answer of one of `rows`, so that no reward can be earned."""
+    needed = max(answer_tokens(policy, row, config.data) for row in rows)
+    if config.max_new_tokens < needed:
+        raise InputError(
+            f"max_new_tokens is {config.max_new_tokens}, but a right answer takes {needed} tokens, its end included: "
+            f"give --max_new_tokens {needed} or more"
+        )
+
+
+def answer_tokens(policy: Policy, row: dict[str, Any], data: str = "shapes") -> int:
+    """Tokens of the right answer in the shape world's grammar, or of the boxed answer of other data, with the end."""
+    text = f"\\boxed{{{row['answer']}}}"
+    if data == "shapes":
+        text = completion_text([thing["color"] for thing in row["objects"]], asked_colors(row["question"]))
+    return len(policy.tokenizer.tokenize(text)) + 1
 
 
 def prompt_tokens(policy: Policy, row: dict[str, Any]) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 Perturbation = Callable[..., Image.Image]  # (image, rng, strength=1.0) -> image of the same size and mode
+GREY = (128, 128, 128)  # of every blank image
 
 
 def view_rng(seed: int, step: int, row: int, kind: str) -> np.random.Generator:
@@ -196,9 +197,8 @@ def patch_mask(image: Image.Image, rng: np.random.Generator, strength: float = 1
 
 @keeps_mode
 def blank(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> Image.Image:
-    """Blend towards the image's mean colour; at strength 1 nothing else is left."""
-    mean = np.asarray(image, dtype=float).mean(axis=(0, 1)).round().astype(np.uint8)
-    return Image.blend(image, Image.new("RGB", image.size, tuple(int(v) for v in mean)), min(strength, 1.0))
+    """Blend towards one grey, the same for all images; at strength 1 nothing else is left, not even the mean colour."""
+    return Image.blend(image, Image.new("RGB", image.size, GREY), min(strength, 1.0))
 
 
 PRESERVING: dict[str, Perturbation] = {

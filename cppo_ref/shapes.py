@@ -35,6 +35,16 @@ class Level:
     colors_asked: int  # 1: "red"; 2: "red plus blue"
     max_answer: int  # answers are uniform on 0…max_answer
 
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of a right answer in the tiny VLM's words, which are the grammar's, its end included."""
+        return len(completion_text([EMPTY] * self.grid**2, list(COLORS)[: self.colors_asked]).split()) + 1
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The default limit of a completion: a quarter more than a right answer needs, up to the next multiple of 16."""
+        return -(-self.answer_tokens * 5 // 64) * 16
+
 
 LEVELS = {"easy": Level("easy", 3, 1, 4), "hard": Level("hard", 4, 2, 6)}
 
@@ -62,6 +72,15 @@ def level_named(name: str) -> Level:
     if name not in LEVELS:
         raise ValueError(f"level is {name!r}, expected one of {', '.join(LEVELS)}")
     return LEVELS[name]
+
+
+def level_of(row: dict) -> Level:
+    """The level that a row of the shape world was drawn from; ValueError for a row of other data."""
+    cells = len(row.get("objects") or ())
+    found = [level for level in LEVELS.values() if level.grid**2 == cells]
+    if not found:
+        raise ValueError("the rows are not of the shape world, which knows how long an answer is: give max_new_tokens")
+    return found[0]
 
 
 def sample_row(rng: np.random.Generator, level: Level) -> dict:

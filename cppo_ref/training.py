@@ -25,7 +25,7 @@ from cppo_ref.evaluation import avg_at_k, sample_answers
 from cppo_ref.grpo import group_advantages, zero_variance
 from cppo_ref.memory import advice
 from cppo_ref.metrics import PhaseClock, StepMetrics
-from cppo_ref.overlong import drop_overlong
+from cppo_ref.overlong import check_answers_fit, drop_overlong
 from cppo_ref.perception import entropy_shift
 from cppo_ref.perturbations import preserve, remove, view_rng
 from cppo_ref.policy import Policy, policy_for
@@ -229,10 +229,11 @@ def good_state_saved(run: RunFolder, step: int, policy: Policy, optimizer: torch
 
 
 def check_first_step(policy: Policy, rows: Rows, config: CPPOConfig, step: int) -> None:
-    """Raise InputError for rows that cannot be read or prompts that do not fit, before anything is written."""
+    """Raise InputError for rows that cannot be read, prompts that do not fit or answers that are cut, before a file is written."""
     first = step_rows(rows, config.prompts_per_step, step, config.seed)
     prompts = policy.encode([images_of(row) for row in first], [row["question"] for row in first])
     policy.check_length(prompts, config.max_new_tokens)
+    check_answers_fit(policy, first, config)
 
 
 def validate(policy: Policy, config: CPPOConfig) -> float | None:

@@ -273,10 +273,11 @@ def test_patch_mask_blacks_out_60_percent_of_whole_14_pixel_patches():
     assert 0.56 < np.mean(shares) < 0.64
 
 
-def test_blank_is_the_mean_colour():
-    image = Image.new("RGB", (6, 4), (10, 20, 30))
-    image.paste((30, 60, 230), (0, 0, 3, 4))
-    assert perturbations.blank(image, UNUSED).getcolors() == [(24, (20, 40, 130))]
+def test_blank_is_one_grey_whatever_the_image_shows():
+    for colour in ((10, 20, 30), (30, 60, 230)):
+        assert perturbations.blank(Image.new("RGB", (6, 4), colour), UNUSED).getcolors() == [(24, (128, 128, 128))]
+    half = perturbations.blank(Image.new("RGB", (6, 4), (28, 128, 228)), UNUSED, strength=0.5)
+    assert half.getcolors() == [(24, (78, 128, 178))]
 
 
 @pytest.mark.parametrize(("draw", "table"), [(preserve, PRESERVING), (remove, REMOVING)], ids=["preserve", "remove"])

@@ -227,7 +227,7 @@ def test_verification_compares_exactly_or_within_the_tolerance(place, monkeypatc
     monkeypatch.setattr("cppo_ref.study.worker.execute", lambda run: fake_result(run, greedy=0.61, versions="torch 9"))
     with pytest.raises(InputError, match="greedy"):
         runner.verify(runs, out, 0)
-    monkeypatch.setattr("cppo_ref.study.worker.execute", lambda run: fake_result(run, blank=0.58, versions="torch 9"))
+    monkeypatch.setattr("cppo_ref.study.worker.execute", lambda run: fake_result(run, consistency=0.58, versions="torch 9"))
     runner.verify(runs, out, 0)  # on fewer images
     with pytest.raises(InputError, match="no row of these runs"):
         runner.verify(plan(["tiny"], arms_of("main", "cppo"), [0]), out, 0)

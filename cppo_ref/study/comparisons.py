@@ -19,12 +19,11 @@ SHOWN = {
     "shift_perception": "shifted perception",
     "reasoning": "reasoning",
     "shift_reasoning": "shifted reasoning",
-    "blank": "blank",
     "consistency": "consistency",
     "sensitivity": "sensitivity (nats)",
     "detector_auroc": "AUROC",
 }
-ANSWERS = ("avg_at_8", "shift_avg_at_8", "greedy", "shift_greedy", "blank", "consistency")
+ANSWERS = ("avg_at_8", "shift_avg_at_8", "greedy", "shift_greedy", "consistency")
 TOKENS = ("perception", "shift_perception", "reasoning", "shift_reasoning", "sensitivity", "detector_auroc")
 
 

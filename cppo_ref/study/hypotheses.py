@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cppo_ref.config import InputError
-from cppo_ref.shapes import LEVELS
 from cppo_ref.study.analysis import (
     MARGIN,
     SWEEP_SEEDS,
@@ -107,12 +106,9 @@ def consistency_not_eyes(rows: Rows, curves: Rows) -> tuple[str, str]:
 
 
 def works_against_a_shortcut(rows: Rows, curves: Rows) -> tuple[str, str]:
-    """H7: on `shortcut`, CPPO is above GRPO on shifted images, and blank accuracy comes nearer to the constant guess."""
-    guess = 1 / (LEVELS["easy"].max_answer + 1)  # of the easy level, whose answers are uniform
-    far = [row | {"from_guess": str(abs(float(row["blank"]) - guess))} for row in rows if row["blank"]]
-    found, distance = difference(rows, "shortcut", "cppo", "grpo"), difference(far, "shortcut", "cppo", "grpo", "from_guess")
-    evidence = f"CPPO − GRPO {found.interval}; distance of blank accuracy from {guess:g} {distance.interval}"
-    return judged(found.low > 0 and distance.high < 0, equal_or_below(found)), evidence
+    """H7: on `shortcut`, CPPO is above GRPO on shifted images. Its half about blank images was withdrawn with their measure."""
+    found = difference(rows, "shortcut", "cppo", "grpo")
+    return judged(found.low > 0, equal_or_below(found)), f"CPPO − GRPO {found.interval}"
 
 
 def where_it_hurts_it_fights(rows: Rows, curves: Rows) -> tuple[str, str]:

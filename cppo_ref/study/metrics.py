@@ -1,9 +1,9 @@
 """What is measured of a policy at the end of a run. Accuracies and shares are in [0, 1], entropies in nats.
 
 Paper: accuracy on seven benchmarks, one run per arm.
-Here:  accuracy on plain, shifted and blank images, and beside it what the policy saw, how it counted, whether an answer
+Here:  accuracy on plain and shifted images, and beside it what the policy saw, how it counted, whether an answer
        survives a preserving view, and whether doubt grows when information is removed.
-Why:   the paper's claim is about perception; accuracy alone cannot tell perception from guessing.
+Why:   the paper's claim is about perception; accuracy alone cannot tell perception from counting.
 """
 
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ from cppo_ref.evaluation import (
     sample_answers,
     split_rows,
 )
-from cppo_ref.perturbations import blank, preserve, view_rng
+from cppo_ref.perturbations import preserve, view_rng
 from cppo_ref.policy import Policy
 from cppo_ref.rewards import extract_boxed
 from cppo_ref.rollouts import Rollouts
 from cppo_ref.rows import Rows
 
 Examples = list[dict[str, Any]]
-SIDE_IMAGES = 100  # for blank accuracy, consistency, sensitivity and the detector
+SIDE_IMAGES = 100  # for consistency, sensitivity and the detector
 CONSISTENCY_VIEWS = 3  # preserving views per image
 # One removing view for all arms, that does remove: four times the authors' noise patches (see the tiny VLM's card).
 REFERENCE_VIEW = {"removing": ("noise_patches",), "strength": 4.0}
 
 
 def evaluation_rows(level: str, split: str, images: int) -> dict[str, Examples]:
-    """The rows of "plain", "shift" and "blank" images of the test split, or the same made from the validation split."""
+    """The rows of "plain" and "shift" images of the test split, or the same made from the validation split."""
     if split == "test":
-        names = {"plain": "test", "shift": "test_shift", "blank": "test_blank"}
+        names = {"plain": "test", "shift": "test_shift"}
         return {name: split_rows(stored, level, images) for name, stored in names.items()}
     rng = np.random.default_rng([WORLD_SEED, 100])
     plain = split_rows("validation", level, images)
@@ -47,7 +47,7 @@ def evaluation_rows(level: str, split: str, images: int) -> dict[str, Examples]:
         shift = [row_at(lying, i) for i in range(len(plain))]
     else:
         shift = [row | {"image": shifted(row["image"], rng)} for row in plain]
-    return {"plain": plain, "shift": shift, "blank": [row | {"image": blank(row["image"], rng)} for row in plain]}
+    return {"plain": plain, "shift": shift}
 
 
 def final_metrics(policy: Policy, rows: dict[str, Examples], seed: int) -> dict[str, float]:
@@ -64,7 +64,6 @@ def final_metrics(policy: Policy, rows: dict[str, Examples], seed: int) -> dict[
         "shift_greedy": shift.greedy,
         "shift_perception": shift.perception,
         "shift_reasoning": shift.reasoning,
-        "blank": accuracy(policy, rows["blank"][:SIDE_IMAGES], seed),
         "consistency": consistency(policy, side),
         "sensitivity": sensitivity(policy, side, seed),
         "detector_auroc": detector.auroc_absolute,

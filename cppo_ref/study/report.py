@@ -44,7 +44,6 @@ QUESTIONS = {
     "Is reasoning preserved?": (("plain reasoning", "grpo", "reasoning"), ("shifted reasoning", "grpo", "shift_reasoning")),
     "Is the answer stable under a preserving view?": (("consistency", "grpo", "consistency"),),
     "Does it doubt when the evidence is gone?": (("sensitivity, nats", "grpo", "sensitivity"),),
-    "Or does it only guess better?": (("blank avg@8", "grpo", "blank"),),
     "Do the detected tokens agree better with the truth?": (("AUROC of ΔH", "grpo", "detector_auroc"),),
 }
 

@@ -25,7 +25,7 @@ UNTRAINED = 25  # an evaluation takes about as long as that many steps
 # may differ by four standard errors, √(2 · 0.25 / 2400) each; the measures on 100 images by four of theirs.
 TOLERANCE = 0.06
 SIDE_TOLERANCE = 0.1
-SIDE_METRICS = ("blank", "consistency", "sensitivity", "detector_auroc")
+SIDE_METRICS = ("consistency", "sensitivity", "detector_auroc")
 NOT_REPEATED = {"seconds", "wall_seconds", "seconds_to_80", "commit", "versions"}
 
 

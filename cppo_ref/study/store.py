@@ -22,7 +22,7 @@ RUNS_FOLDER = Path("build/study/runs")
 KEY = ("base", "level", "arm", "seed")
 METRICS = (
     *("avg_at_8", "greedy", "perception", "reasoning", "shift_avg_at_8", "shift_greedy", "shift_perception", "shift_reasoning"),
-    *("blank", "consistency", "sensitivity", "detector_auroc", "steps_to_80", "seconds_to_80"),
+    *("consistency", "sensitivity", "detector_auroc", "steps_to_80", "seconds_to_80"),
 )
 COLUMNS = (*KEY, "split", "steps", *METRICS, "seconds", "wall_seconds", "images", "config_hash", "commit", "versions")
 CURVE_COLUMNS = (

@@ -78,7 +78,7 @@ def rivals_table(rows: Rows) -> str:
 def hard_table(rows: Rows) -> str:
     """Means of the arms on the hard level, beside what the best constant guess earns."""
     arms = [arm.name for arm in SWEEPS if "level" in arm.changes]
-    late, metrics = late_rows(rows), ("avg_at_8", PRIMARY_METRIC, "blank", "greedy", "perception", "reasoning")
+    late, metrics = late_rows(rows), ("avg_at_8", PRIMARY_METRIC, "greedy", "perception", "reasoning")
     if not has_seeds(late, "tiny", arms, SWEEP_SEEDS):
         return "Not run yet."
     lines = [[f"`{arm}`", *(mean_of(late, "tiny", arm, metric) for metric in metrics)] for arm in arms]
