@@ -11,7 +11,6 @@ from cppo_ref.perception import Ranking, Tokens
 from cppo_ref.perturbations import PRESERVING, REMOVING
 from cppo_ref.shapes import LEVELS
 
-
 # a level's limit has room for every right answer; "shortcut" has the easy level's pictures and grammar
 LEVEL_TOKENS = {name: level.max_new_tokens for name, level in {**LEVELS, "shortcut": LEVELS["easy"]}.items()}
 

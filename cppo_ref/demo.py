@@ -62,9 +62,7 @@ def before_after_table(before: dict[str, SplitReport], after: dict[str, SplitRep
         new = after[split]
         greedy, seen = (f"{a:.3f} → {b:.3f}" for a, b in ((old.greedy, new.greedy), (old.perception, new.perception)))
         lines.append(f"{split:<12}{old.avg_at_k!s:<23}{new.avg_at_k!s:<23}{greedy:<15}{seen}")
-    lines.append(
-        "greedy: the likeliest answer. What sampling adds to its errors is mostly noise that was planted in pretraining."
-    )
+    lines.append("greedy: the likeliest answer; what sampling gets wrong beside it is mostly noise planted in pretraining")
     return "\n".join(lines)
 
 

@@ -229,7 +229,7 @@ def good_state_saved(run: RunFolder, step: int, policy: Policy, optimizer: torch
 
 
 def check_first_step(policy: Policy, rows: Rows, config: CPPOConfig, step: int) -> None:
-    """Raise InputError for rows that cannot be read, prompts that do not fit or answers that are cut, before a file is written."""
+    """Raise InputError for unreadable rows, prompts that do not fit or answers that would be cut, before writing."""
     first = step_rows(rows, config.prompts_per_step, step, config.seed)
     prompts = policy.encode([images_of(row) for row in first], [row["question"] for row in first])
     policy.check_length(prompts, config.max_new_tokens)

@@ -22,22 +22,22 @@ NAMES = {"untrained": "before training (3 samplings)", "grpo": "GRPO", "cppo": "
 
 
 def seeds_table() -> str:
-    """avg@8 per method and kind of image with the package's defaults, over the seeds of the study's second family.
+    """Accuracy per method and kind of image with the package's defaults, over the seeds of the study's second family.
 
     Before training the seeds are those of the sampling.
     """
     rows = read_csv(RESULTS / "study.csv")
     trained = second_rows(rows)
     everything = [*trained, *(row for row in rows if row["arm"] == "untrained")]
-    shown = {"avg_at_8": "plain", "shift_avg_at_8": "shifted", "blank": "blank"}
-    lines = [f"| avg@8, mean (lowest to highest seed) | {' | '.join(shown.values())} |", "|---|---|---|---|"]
+    shown = {"avg_at_8": "plain", "shift_avg_at_8": "shifted", "greedy": "plain, greedy"}
+    lines = [f"| share of right answers, mean (lowest to highest seed) | {' | '.join(shown.values())} |", "|---|---|---|---|"]
     for arm, name in NAMES.items():
         values = [[float(row[m]) for row in everything if (row["base"], row["arm"]) == ("tiny", arm)] for m in shown]
         cells = (f"**{statistics.mean(one):.3f}** ({min(one):.3f} to {max(one):.3f})" for one in values)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     found = {name: difference(trained, "tiny", "cppo", "grpo", metric) for metric, name in shown.items()}
     lines += ["", "CPPO minus GRPO, paired by seed, 95 % intervals and the sign-flip test's p:"]
-    return "\n".join(lines + [f"- {name} images: {one}, p = {one.p:.3f}" for name, one in found.items()])
+    return "\n".join(lines + [f"- {name}: {one}, p = {one.p:.3f}" for name, one in found.items()])
 
 
 def demo_output() -> str:

@@ -1,5 +1,7 @@
 """Datasets: splits that regenerate to the byte, rows in a seeded order, and local files with other column names."""
 
+import copy
+import functools
 import hashlib
 import io
 import json
@@ -15,9 +17,11 @@ from PIL import Image
 
 from cppo_ref.config import InputError
 from cppo_ref.datasets import data_folder, load_rows, make_split, step_rows
+from cppo_ref.perturbations import PRESERVING
 from cppo_ref.rows import Rows, row_at
 
 COMMITTED = data_folder() / "shapes"
+VIEWS = {name: PRESERVING[name] for name in ("color_jitter", "perspective", "rotation")}
 SMALL = [f"{level}/{split}" for level in ("easy", "hard") for split in ("validation", "test", "test_shift", "test_blank")]
 
 
@@ -91,9 +95,30 @@ def test_all_blank_images_are_one_picture(level, written):
     assert len({image["bytes"] for image in blank}) == 1  # so whatever reads it gives one answer to all
 
 
-def test_how_many_shifted_pictures_are_the_plain_ones(written):
+def test_how_many_shifted_pictures_are_plain_and_how_many_lie_in_the_range_of_training(written, monkeypatch):
     plain, other = (pixels(split_table(written, f"easy/{split}")) for split in ("test", "test_shift"))
-    assert sum((a == b).all() for a, b in zip(plain, other, strict=True)) == 39  # README and results say so
+    same = [(a == b).all() for a, b in zip(plain, other, strict=True)]
+    assert sum(same) == 39  # README and results say so
+
+    inside = []
+
+    def recorded(kind, image, rng, strength):
+        """Whether the same draws, made once more, lie in the range of strength 1."""
+        again = copy.deepcopy(rng)
+        if kind == "color_jitter":
+            ends = [(0.2, 1.3), (0.2, 1.8), (0.2, 1.8)]
+            drawn = [(1 + 1.2 * (again.uniform(*ends[i]) - 1), ends[i]) for i in again.permutation(3)]
+            inside.append(all(low <= factor <= high for factor, (low, high) in drawn))
+        elif kind == "perspective":
+            inside.append((again.uniform(0, 0.12, (4, 2)) <= 0.1).all() or again.random() >= 0.5)
+        else:
+            inside.append(abs(1.2 * again.uniform(-10, 10)) <= 10)
+        return VIEWS[kind](image, rng, strength)
+
+    for kind in VIEWS:
+        monkeypatch.setitem(PRESERVING, kind, functools.partial(recorded, kind))
+    make_split("test_shift", "easy")
+    assert len(inside) == 300 and sum(near and not plain for near, plain in zip(inside, same, strict=True)) == 152
 
 
 @pytest.fixture

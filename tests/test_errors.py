@@ -24,7 +24,7 @@ from cppo_ref.policy import LoraOptions, load_policy
 from cppo_ref.pretraining import build_model, build_processor
 from cppo_ref.rows import open_image, row_at
 
-TRAIN = "train --model model --steps 1 --prompts_per_step 3 --group_size 2 --max_new_tokens 2 --eval_rows 0"
+TRAIN = "train --model model --steps 1 --prompts_per_step 3 --group_size 2 --max_new_tokens 19 --eval_rows 0"
 HUGE = "how many red shapes? " * 100
 
 
@@ -150,7 +150,7 @@ ERRORS = {
     "image that is cut": (f"{TRAIN} --data truncated.parquet", ["row 2", "image", "truncated"]),
     "decompression bomb": (f"{TRAIN} --data bomb.parquet", ["row 2", "decompression bomb", "3600000000 pixels"]),
     "smaller bomb": (f"{TRAIN} --data half-bomb.parquet", ["row 2", "decompression bomb", "100000000 pixels"]),
-    "prompts that are all too long": (f"{TRAIN} --data huge.parquet", ["all 3 prompts", "254 tokens", "--max_new_tokens"]),
+    "prompts that are all too long": (f"{TRAIN} --data huge.parquet", ["all 3 prompts", "237 tokens", "--max_new_tokens"]),
     "resume without a run": (f"{TRAIN} --output new --resume", ["'new'", "no run to resume"]),
     "output that holds a run": (f"{TRAIN} --output done", ["'done'", "holds a run already", "--resume"]),
     "resume with another setting": (
