@@ -7,7 +7,7 @@ PIP := $(VENV)/bin/pip install --quiet --constraint constraints.txt
 # two math threads beat four on a small model; one setting for all keeps numbers comparable
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test lab lint notebooks exercises e2e clean
+.PHONY: demo test lab lint notebooks exercises links wheel e2e clean
 
 # a file per process and one thread each: processes that share cores and take two threads wait for each other
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
@@ -37,11 +37,20 @@ notebooks: $(VENV)/.dev  ## run the course and the solutions again, one after th
 exercises: $(VENV)/.dev  ## make the students' notebooks from the solutions
 	$(RUN) scripts/make_exercises.py
 
+links:  ## write the repository's address on every page: REPOSITORY=owner/name (REPOSITORY= takes it out)
+	$(PYTHON) scripts/links.py $${REPOSITORY+"$$REPOSITORY"}
+
+wheel: $(RUN)  ## one file to install from, data included: what the notebooks ask for on Colab while no address is set
+	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip wheel --quiet --no-deps --wheel-dir dist .
+	ls dist/cppo_ref-*.whl
+
 e2e: $(VENV)/.e2e  ## run notebooks in JupyterLab in a real browser (NOTEBOOKS="a.ipynb b.ipynb"; default: all)
 	$(RUN) tests/e2e/run_notebooks.py $(NOTEBOOKS)
 
-$(VENV)/.base: pyproject.toml constraints.txt
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+$(RUN):
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml constraints.txt | $(RUN)
 	$(PIP) torch
 	$(PIP) --editable .
 	touch $@
@@ -55,4 +64,4 @@ $(VENV)/.e2e: $(VENV)/.dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
