@@ -133,9 +133,7 @@ def _select(
 ) -> Tensor:
     """The selection, with parts that can be wrong."""
     above = bound(shift, torch.tensor(0.0))
-    candidates = (mask if masked else torch.ones_like(mask)) & (
-        bound(shift, torch.tensor(0.0)) if positive else torch.ones_like(mask)
-    )
+    candidates = (mask if masked else torch.ones_like(mask)) & (above if positive else torch.ones_like(mask))
     score = shift.masked_fill(~candidates, -INF if descending else INF)
     if reverse_ties:
         score = score.flip(-1)
