@@ -1,5 +1,6 @@
 """Whole answers that a student may write: the wrong ones get their diagnosis, the unusual but right ones pass."""
 
+# ruff: noqa: E501  an answer stands in one line
 import linecache
 
 import pytest
@@ -101,7 +102,7 @@ WRONG = {
         "return (completion_mask & (shift > 0)).float()",
         "the result has dtype torch.float32, expected torch.bool",
     ),
-    "reward out of weights": ("reward", "return float(last_box(text) == answer)", "the result is 0.0, expected 0.1"),
+    "reward out of weights": ("reward", "return float(last_box(text) == answer)", "the result is 1, expected 0.9"),
     "box outside": ("hide_quarter", "p = np.array(image)\np[:1, :1] = 128\nreturn Image.fromarray(p)", "rng ignored"),
 }
 

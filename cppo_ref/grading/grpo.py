@@ -41,8 +41,8 @@ def _advantages(
     centered = groups - groups.mean(dim=dim, keepdim=True)
     std = groups.std(dim=dim, keepdim=True, correction=correction)
     alive = groups.amax(dim=dim, keepdim=True) > groups.amin(dim=dim, keepdim=True)
-    centered = torch.where(alive, centered, 0.0) if guarded else centered
-    return (centered / (std + eps) if scaled else centered).flatten()
+    result = centered / (std + eps) if scaled else centered
+    return (torch.where(alive, result, 0.0) if guarded else result).flatten()
 
 
 def _interleaved(rewards: Tensor, group_size: int) -> Tensor:
@@ -62,7 +62,7 @@ ADVANTAGE_MISTAKES = {
     ),
     "rounding: equal rewards must get exactly 0, but their mean may come out a little smaller, and divided by ε that is 6e-4, "
     "enough to open the gate A > 0; test max > min of the group": partial(_advantages, guarded=False),
-    "ε is missing: add 1e-4 to the std": lambda r, g: _advantages(r, g, eps=1e-12),
+    "ε is missing: add 1e-4 to the std": partial(_advantages, eps=0.0),
     "population std: divide by n − 1 (Bessel), torch's default, for a group is a sample": partial(_advantages, correction=0),
     "not divided by the group's std": partial(_advantages, scaled=False),
     "sign reversed: you computed mean − reward, so training would make wrong answers likelier": Around(torch.neg),
