@@ -56,6 +56,13 @@ def mutate(name, old, new):
 # function: [(what the solution says, what the mutant says, how the diagnosis begins)]
 MUTANTS = {
     "extract_boxed": [
+        (
+            "answer = None",
+            'found = re.findall(r"\\\\boxed\\{((?:[^{}]|\\{(?:[^{}]|\\{[^{}]*\\})*\\})*)\\}", text)\n'
+            "    return found[-1].strip() if found else None",
+            "you allow braces two levels deep",
+        ),
+        (".strip()", '.replace(" ", "")', "you delete blanks inside the answer"),
         ("answer = text", "answer = answer or text", "you return the first box"),
         ("depth == 0", 'text[end] == "}"', "you stop at the first closing brace"),
         (
@@ -74,6 +81,16 @@ MUTANTS = {
         ("depth = 1", "depth, answer = 1, None", "the last \\boxed{ never closes"),
     ],
     "format_reward": [
+        (
+            'last_box(body.split("</think>")[1]) not in (None, "")',
+            '"boxed{" in body.split("</think>")[1] and last_box(body) != ""',
+            "an unclosed",
+        ),
+        (
+            "body = text.strip()",
+            'body = text.strip()\n    if not re.match(r"<think>.*</think>.*boxed", body):\n        return 0.0',
+            "several lines fail",
+        ),
         ('body.split("</think>")[1]', "body", "a box inside the thoughts counts"),
         ('not body.startswith("<think>")', '"<think>" not in body', "words before <think> pass"),
         (
@@ -112,19 +129,31 @@ MUTANTS = {
     ],
     "group_advantages": [
         (
-            "groups.mean(dim=1, keepdim=True)\n    return (centered / (groups.std(dim=1, keepdim=True)",
-            "groups.mean(dim=0, keepdim=True)\n    return (centered / (groups.std(dim=0, keepdim=True)",
+            "    groups = rewards.view(-1, group_size)\n",
+            "    groups = rewards.view(-1, group_size)\n"
+            "    dead = groups.amax(dim=0) == groups.amin(dim=0)\n"
+            "    return torch.where(dead, 0.0, (groups - groups.mean(dim=0)) / (groups.std(dim=0) + 1e-4)).flatten()\n",
             "wrong axis: you compared",
         ),
         (
-            "rewards.view(-1, group_size)\n    centered = groups - groups.mean(dim=1, keepdim=True)\n"
-            "    return (centered / (groups.std(dim=1,",
-            "rewards.view(group_size, -1)\n    centered = groups - groups.mean(dim=0, keepdim=True)\n"
-            "    return (centered / (groups.std(dim=0,",
+            "    groups = rewards.view(-1, group_size)\n",
+            "    groups = rewards.view(group_size, -1)\n"
+            "    dead = groups.amax(dim=0) == groups.amin(dim=0)\n"
+            "    return torch.where(dead, 0.0, (groups - groups.mean(dim=0)) / (groups.std(dim=0) + 1e-4)).flatten()\n",
             "wrong axis: the rows of one group",
         ),
         ("rewards.view(-1, group_size)", "rewards.view(1, -1)", "mean and std of the whole batch"),
-        (" + 1e-4", "", "std without eps"),
+        (
+            "torch.where(alive, centered / (groups.std(dim=1, keepdim=True) + 1e-4), 0.0)",
+            "(centered / groups.std(dim=1, keepdim=True))",
+            "std without eps",
+        ),
+        (
+            "torch.where(alive, centered / (groups.std(dim=1, keepdim=True) + 1e-4), 0.0)",
+            "(centered / (groups.std(dim=1, keepdim=True) + 1e-4))",
+            "rounding: equal rewards must get exactly 0",
+        ),
+        (" + 1e-4", "", "ε is missing"),
         ("groups.std(dim=1, keepdim=True)", "groups.std(dim=1, keepdim=True, correction=0)", "population std"),
         ("centered / (groups.std(dim=1, keepdim=True) + 1e-4)", "centered", "not divided by the group's std"),
         ("groups - groups.mean(dim=1, keepdim=True)", "groups.mean(dim=1, keepdim=True) - groups", "sign reversed"),
@@ -166,6 +195,16 @@ MUTANTS = {
         (" * len(mask)", "", 'in "sequence" each row sums to 1'),
     ],
     "hide_quarter": [
+        (
+            "rng.integers(height - h + 1)",
+            "(__import__('random').seed(int(rng.integers(99))), __import__('random').randrange(height - h + 1))[1]",
+            "it draws from Python's global generator",
+        ),
+        (
+            "rng.integers(height - h + 1)",
+            "(__import__('torch').manual_seed(int(rng.integers(99))), int(__import__('torch').randint(height - h + 1, ())))[1]",
+            "it draws from torch's global generator",
+        ),
         ("Image.fromarray(pixels)", "pixels", "it must return a PIL image"),
         ("pixels = np.array(image)", "pixels = np.array(image)\n    image.paste((0, 0, 0), (0, 0, 3, 3))", "changed in place"),
         ("rng.integers(height - h + 1)", "np.random.randint(height - h + 1)", "it draws from numpy's global generator"),
@@ -198,6 +237,21 @@ MUTANTS = {
         ),
     ],
     "dim": [
+        (
+            "rng.uniform",
+            "(__import__('random').seed(int(rng.integers(999))), __import__('random'))[1].uniform",
+            "it draws from Python's global generator",
+        ),
+        (
+            "rng.uniform",
+            "(__import__('torch').manual_seed(int(rng.integers(999))), rng)[1].uniform",
+            "it draws from torch's global generator",
+        ),
+        (
+            "1 - 0.5 * strength, 1 + 0.5 * strength",
+            "1 - strength, 1 + strength",
+            "at strength 1 the factor must spread over 0.5…1.5",
+        ),
         ("Image.fromarray(np.clip(brighter, 0, 255).round().astype(np.uint8))", "brighter", "it must return a PIL image"),
         ("factor = rng", "image.putpixel((0, 0), (0, 0, 0))\n    factor = rng", "changed in place"),
         ("rng.uniform", "np.random.uniform", "it draws from numpy's global generator"),
@@ -222,6 +276,16 @@ MUTANTS = {
         ),
     ],
     "covered_share": [
+        (
+            "(np.asarray(original) != np.asarray(view)).any(axis=-1)",
+            'np.asarray(original.convert("L")) != np.asarray(view.convert("L"))',
+            "grey values compared",
+        ),
+        (
+            "(np.asarray(original) != np.asarray(view)).any(axis=-1)",
+            "np.asarray(original).sum(axis=-1) != np.asarray(view).sum(axis=-1)",
+            "sums of the channels",
+        ),
         (".mean(axis=(1, 3))", ".mean(axis=(1, 3)).T", "wrong axis"),
         (".any(axis=-1)", ".mean(axis=-1)", "channels counted one by one"),
         (".any(", ".all(", "a pixel counts if any channel changed"),
@@ -255,6 +319,9 @@ MUTANTS = {
         ("removed_entropy - entropy", "(removed_entropy - entropy).abs()", "absolute value"),
     ],
     "select_perception_tokens": [
+        ("shift > 0", "shift >= 0", "ΔH = 0 counts for you"),
+        ("rank < k", "rank <= k", "one token too many"),
+        ("order.argsort(dim=-1)", "order", "one argsort lists positions"),
         ("completion_mask & (shift > 0)", "shift > 0", "mask forgotten"),
         ("candidates.sum", "completion_mask.sum", "k counts a share of the tokens with ΔH > 0"),
         (
@@ -347,6 +414,11 @@ MUTANTS = {
         ),
     ],
     "gated_loss": [
+        (
+            "exact_kl(anchor, logits_preserved), exact_kl(anchor, logits_removed)",
+            "exact_kl(anchor, logits_removed), exact_kl(anchor, logits_preserved)",
+            "the views are swapped",
+        ),
         ("selected & (advantages > 0)[:, None]", "selected", "gate dropped"),
         ("(advantages > 0)", "(advantages >= 0)", "the gate opens at A = 0"),
         (
@@ -411,6 +483,21 @@ MUTANTS = {
         (".clamp(min=1)", "", "mean of nothing"),
     ],
     "rows_to_perturb": [
+        (
+            "(alive & (groups > groups.mean(dim=1, keepdim=True)))",
+            "(groups > 0)",
+            "a fixed threshold: you ask for a reward above 0;",
+        ),
+        (
+            "(alive & (groups > groups.mean(dim=1, keepdim=True)))",
+            "(groups > 0.5)",
+            "a fixed threshold: you ask for a reward above 0.5;",
+        ),
+        (
+            "(alive & (groups > groups.mean(dim=1, keepdim=True)))",
+            "(groups > 0.9)",
+            "a fixed threshold: you ask for a reward above 0.9;",
+        ),
         ("alive & (groups", "(groups", "rounding opened the gate"),
         ("(alive & (groups > groups", "((groups >= groups", "A ≥ 0 is not A > 0"),
         (
@@ -524,14 +611,15 @@ def test_wrong_kinds_of_result_are_named(function, sentence):
     assert sentence in diagnosis("entropy_shift", function)
 
 
-def test_an_exception_of_the_student_comes_through_with_the_case():
-    with pytest.raises(ZeroDivisionError) as caught:
-        grading.check_entropy_shift(lambda h, removed, mask: 1 / 0)
-    assert caught.value.__notes__ == ["raised by <lambda> in the grader's case: rises by 1, stays, falls by 1.5"]
+def test_an_exception_of_the_student_is_one_sentence():
+    text = diagnosis("entropy_shift", lambda h, removed, mask: 1 / 0)
+    line = '`text = diagnosis("entropy_shift", lambda h, removed, mask: 1 / 0)`'
+    assert text.startswith("<lambda>, rises by 1, stays, falls by 1.5: raises ZeroDivisionError in line ")
+    assert text.endswith(f" of its cell, {line}: division by zero")
 
 
 def test_the_graders_do_not_use_the_functions_that_they_grade():
-    for chapter in (*CHAPTERS, "grader", "__init__"):
+    for chapter in (*CHAPTERS, "coverage", "grader", "__init__"):
         source = (ROOT / "cppo_ref" / "grading" / f"{chapter}.py").read_text()
         imported = [line for line in source.splitlines() if line.startswith(("from cppo_ref", "import cppo_ref"))]
         assert all(line.startswith("from cppo_ref.grading") for line in imported)
@@ -545,5 +633,5 @@ def test_what_a_notebook_shows_of_a_diagnosis_is_the_diagnosis():
 
 def test_grade_takes_no_tolerance_for_a_boolean():
     with pytest.raises(MistakeError):
-        grade(lambda x: not x, [Case("true stays true", (True,), True)], {})
+        grade(lambda x: not x, [Case("true stays true", (True,), True)], {}, lambda x: x)
     assert shown(torch.tensor([[0.12345, 1.0]])) == "[[0.1235, 1]]"

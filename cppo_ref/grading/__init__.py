@@ -3,6 +3,7 @@
 They know nothing of the package's own losses, and the package does not know them: two independent answers to one question.
 """
 
+from cppo_ref.grading.coverage import check_covered_share
 from cppo_ref.grading.cpl import check_contrastive_loss, check_gated_loss, check_view_kl
 from cppo_ref.grading.grader import MistakeError
 from cppo_ref.grading.grpo import (
@@ -12,7 +13,7 @@ from cppo_ref.grading.grpo import (
     check_token_weights,
 )
 from cppo_ref.grading.perception import check_entropy_shift, check_select_perception_tokens, check_token_entropy
-from cppo_ref.grading.perturbations import check_covered_share, check_dim, check_hide_quarter
+from cppo_ref.grading.perturbations import check_dim, check_hide_quarter
 from cppo_ref.grading.rewards import check_extract_boxed, check_format_reward, check_reward
 from cppo_ref.grading.step import check_micro_batch_losses, check_rows_to_perturb, check_total_loss, check_worth_an_update
 

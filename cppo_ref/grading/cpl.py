@@ -1,15 +1,13 @@
 """Graders of exercises 05: KL between views, the contrastive loss, the gate and the anchor."""
 
 import math
-from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cppo_ref.grading.grader import Case, Function, bools, grade, logits_of
+from cppo_ref.grading.grader import Around, Case, Function, bools, grade, logits_of
 
 INF = math.inf
 
@@ -37,8 +35,8 @@ def _kl(logits: Tensor, view: Tensor, *, dim: int = -1) -> Tensor:
 
 KL_MISTAKES = {
     "direction reversed: this is KL(view ‖ original); the original view weighs the sum": lambda a, b: _kl(b, a),
-    "bits for nats: use the natural logarithm": lambda a, b: _kl(a, b) / math.log(2),
-    "sign reversed: a KL divergence is never negative": lambda a, b: -_kl(a, b),
+    "bits for nats: use the natural logarithm": Around(lambda kl: kl / math.log(2)),
+    "sign reversed: a KL divergence is never negative": Around(torch.neg),
     "wrong axis: log_softmax runs over the vocabulary, the last dimension": partial(_kl, dim=1),
     "mean over the vocabulary instead of the sum": lambda a, b: _kl(a, b) / a.shape[-1],
     "the difference of logits is no log-ratio: take log_softmax of both first": lambda a, b: (a.softmax(dim=-1) * (a - b)).sum(
@@ -49,34 +47,29 @@ KL_MISTAKES = {
 
 def check_view_kl(function: Function) -> None:
     """Grade view_kl(logits [B, T, V], logits_view [B, T, V]) -> [B, T]: KL(π(·|I) ‖ π(·|view)) in nats."""
-    grade(function, KL_CASES, KL_MISTAKES)
+    grade(function, KL_CASES, KL_MISTAKES, _kl, through={"the original view": 0, "the other view": 1})
 
 
 # softplus(−1) = ln(1 + 1/e) = 0.3133;  softplus(1) = 1 + softplus(−1) = 1.3133;  softplus(0) = ln 2 = 0.6931
-def _loss(value: float, *, flows: bool = True) -> dict[str, Any]:
-    """What is expected of a loss: its value, and whether a gradient flows through each KL."""
-    return {"loss": value, "gradient through KL⁺": flows, "gradient through KL⁻": flows}
-
-
 CONTRAST_CASES = [
     Case(
         "one good token, one neutral, one that does not count",
         (torch.tensor([[0.0, 0.2, 9.0]]), torch.tensor([[0.1, 0.2, 0.0]]), bools([[1, 1, 0]]), 0.1),
-        _loss(0.5032),  # (0.3133 + 0.6931)/2
+        0.5032,  # (0.3133 + 0.6931)/2
     ),
-    Case("τ = 1", (torch.tensor([[2.0]]), torch.tensor([[1.0]]), bools([[1]]), 1.0), _loss(1.3133)),
-    Case("a large difference", (torch.tensor([[20.0]]), torch.tensor([[0.0]]), bools([[1]]), 0.1), _loss(200.0)),
+    Case("τ = 1", (torch.tensor([[2.0]]), torch.tensor([[1.0]]), bools([[1]]), 1.0), 1.3133),
+    Case("a large difference", (torch.tensor([[20.0]]), torch.tensor([[0.0]]), bools([[1]]), 0.1), 200.0),
     Case(
         "∞ where nothing is selected",
         (torch.tensor([[0.1, INF]]), torch.tensor([[0.0, 0.0]]), bools([[1, 0]]), 0.1),
-        _loss(1.3133),
+        1.3133,
     ),
     Case(
         "two tokens in one row, one in the other",
         (torch.tensor([[0.0, 0.2], [0.1, 5.0]]), torch.tensor([[0.1, 0.2], [0.0, 0.0]]), bools([[1, 1], [1, 0]]), 0.1),
-        _loss(0.7732),  # (0.3133 + 0.6931 + 1.3133)/3
+        0.7732,  # (0.3133 + 0.6931 + 1.3133)/3
     ),
-    Case("nothing selected", (torch.tensor([[0.1]]), torch.tensor([[0.0]]), bools([[0]]), 0.1), _loss(0.0, flows=False)),
+    Case("nothing selected", (torch.tensor([[0.1]]), torch.tensor([[0.0]]), bools([[0]]), 0.1), 0.0),
 ]
 
 
@@ -104,9 +97,6 @@ CONTRAST_MISTAKES = {
         (F.softplus((g - b) / t) * s).sum() / s.sum().clamp(min=1)
     ),
     "mean of nothing: without selected tokens the loss is 0, not NaN": lambda g, b, s, t: F.softplus((g - b)[s] / t).mean(),
-    "no gradient: the loss was detached or made a plain number; return the tensor": lambda g, b, s, t: _contrast(
-        g, b, s, t
-    ).item(),
     "mean of row means: the mean runs over all selected tokens at once": _row_means,
     "sum instead of mean: the loss must not grow with the number of tokens": lambda g, b, s, t: (
         _contrast(g, b, s, t) * max(int(s.sum()), 1)
@@ -116,20 +106,9 @@ CONTRAST_MISTAKES = {
 }
 
 
-def _with_gradients(function: Function, *inputs: Any, through: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """The loss, and for each name whether a gradient flows through all the inputs that it stands for."""
-    inputs = tuple(x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-    loss = function(*inputs)
-    if isinstance(loss, Tensor) and loss.requires_grad:
-        loss.sum().backward()
-    flows = [isinstance(x, Tensor) and x.grad is not None and bool(x.grad.abs().sum() > 0) for x in inputs]
-    return {"loss": loss, **{name: all(flows[i] for i in places) for name, places in through.items()}}
-
-
 def check_contrastive_loss(function: Function) -> None:
     """Grade contrastive_loss(kl_preserved, kl_removed, selected, tau) -> scalar: mean softplus((KL⁺ − KL⁻)/τ)."""
-    through = {"gradient through KL⁺": [0], "gradient through KL⁻": [1]}
-    grade(function, CONTRAST_CASES, CONTRAST_MISTAKES, observe=partial(_with_gradients, through=through))
+    grade(function, CONTRAST_CASES, CONTRAST_MISTAKES, _contrast, through={"KL⁺": 0, "KL⁻": 1})
 
 
 EIGHTHS = [0.125, 0.875]  # KL(halves ‖ eighths) = ½ ln 4 + ½ ln 4/7 = 0.4133
@@ -142,7 +121,7 @@ GATED_CASES = [
     Case(
         "advantages 2, 0, −1, 3, the last row without perception tokens",
         (ORIGINAL, PRESERVED, REMOVED, FIRST_THREE, torch.tensor([2.0, 0.0, -1.0, 3.0])),
-        {"loss": 0.0654, "gradient through the original view": False, "gradient through the views": True},
+        0.0654,
     ),
     # softplus(−2.695) = 0.0654, softplus(2.695) = 2.7604: (0.0654 + 2.7604 + 0.0654)/3
     Case(
@@ -154,12 +133,12 @@ GATED_CASES = [
             bools([[1, 1], [1, 0]]),
             torch.tensor([2.0, 2.0]),
         ),
-        {"loss": 0.9637, "gradient through the original view": False, "gradient through the views": True},
+        0.9637,
     ),
     Case(
         "no row with A > 0",
         (ORIGINAL, PRESERVED, REMOVED, FIRST_THREE, torch.tensor([0.0, 0.0, -1.0, 0.0])),
-        {"loss": 0.0, "gradient through the original view": False, "gradient through the views": False},
+        0.0,
     ),
 ]
 
@@ -174,8 +153,10 @@ def _gated(
     gate: Function = lambda a: a > 0,
     detach: str = "anchor",
     contrast: Function = _contrast,
+    swapped: bool = False,
 ) -> Tensor | float:
     """The gated loss with its parts exchangeable."""
+    preserved, removed = (removed, preserved) if swapped else (preserved, removed)
     anchor = logits.detach() if detach == "anchor" else logits
     if detach == "views":
         preserved, removed = preserved.detach(), removed.detach()
@@ -194,6 +175,7 @@ def _weighted(logits: Tensor, preserved: Tensor, removed: Tensor, selected: Tens
 
 
 GATED_MISTAKES = {
+    "the views are swapped: KL⁺ belongs to the preserving view, KL⁻ to the removing one": partial(_gated, swapped=True),
     "gate dropped: rows with A ≤ 0 must not count": partial(_gated, gate=lambda a: a.isfinite()),
     "the gate opens at A = 0: a dead group teaches nothing, ask for A > 0": partial(_gated, gate=lambda a: a >= 0),
     "gate reversed: it opens for A > 0": partial(_gated, gate=lambda a: a < 0),
@@ -210,5 +192,5 @@ def check_gated_loss(function: Function) -> None:
 
     The gate is A > 0; no gradient flows through the original view.
     """
-    through = {"gradient through the original view": [0], "gradient through the views": [1, 2]}
-    grade(function, GATED_CASES, GATED_MISTAKES, observe=partial(_with_gradients, through=through))
+    through = {"the original view": 0, "the preserving view": 1, "the removing view": 2}
+    grade(function, GATED_CASES, GATED_MISTAKES, _gated, through=through)

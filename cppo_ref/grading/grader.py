@@ -7,8 +7,11 @@ table; for them a mistake is a symptom that can be observed.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, wraps
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -32,19 +35,29 @@ class Case:
 
     shows: str  # what is special about it, in words
     inputs: tuple[Any, ...]
-    expected: Any  # a value, or what `observe` sees: a dict of them
+    expected: Any
+    tolerance: float = TOLERANCE
 
 
-def call(function: Function, *inputs: Any) -> dict[str, Any]:
-    """What most graders observe: the result alone."""
-    return {"result": function(*inputs)}
+@dataclass(frozen=True)
+class Around:
+    """A mistake made with the finished result, such as a reversed sign: it can be added to any other mistake."""
+
+    change: Function
+
+    def __call__(self, function: Function) -> Function:
+        """`function` with this mistake."""
+        return lambda *inputs: self.change(function(*inputs))
 
 
 def grade(
     function: Function,
     cases: Sequence[Case],
     mistakes: Mapping[str, Function],
-    observe: Callable[..., dict[str, Any]] = call,
+    right: Function,
+    *,
+    through: Mapping[str, int] | None = None,
+    convert: Function = lambda result: result,
 ) -> None:
     """Compare `function` with every case; print that it is right, or raise the diagnosis.
 
@@ -52,33 +65,73 @@ def grade(
         function: the student's.
         cases: inputs and results.
         mistakes: diagnosis -> a function that makes this mistake.
-        observe: what is compared: (function, *inputs) -> {name: value}.
+        right: a right function; it says which gradients are right.
+        through: name -> place of each input through which the gradient is compared with that of `right`.
+        convert: applied to every result before it is compared.
 
     Raises:
-        MistakeError: a case differs; whatever the student's function raises itself gets a note that names the case.
+        MistakeError: a result or gradient differs, the input was changed, or the student's function raised something.
     """
-    seen = [_watch(function, case, observe) for case in cases]
-    wanted = [case.expected if isinstance(case.expected, dict) else {"result": case.expected} for case in cases]
-    found = [difference(*pair) for pair in zip(seen, wanted, strict=True)]
+
+    def watch(watched: Function, case: Case) -> dict[str, Any]:
+        return _watch(watched, case, through or {}, convert)
+
+    seen = [watch(_guarded(function, f", {case.shows}"), case) for case in cases]
+    wanted = [{**watch(right, case), "result": case.expected} for case in cases]
+    found = [difference(s, w, case.tolerance) for s, w, case in zip(seen, wanted, cases, strict=True)]
     if not any(found):
         print(f"{name_of(function)}: right in all {len(cases)} cases")
         return
-    for diagnosis, mistaken in mistakes.items():
-        explained = (observe(mistaken, *copy.deepcopy(case.inputs)) for case in cases)
-        if not any(difference(*pair) for pair in zip(seen, explained, strict=True)):
+    values = (difference(s, {"result": w["result"]}, c.tolerance) for s, w, c in zip(seen, wanted, cases, strict=True))
+    if through and not any(values) and not any(s[f"gradient through {n}"].any() for s in seen for n in through):
+        raise MistakeError(f"{name_of(function)}: {NO_GRADIENT}")
+    for diagnosis, mistaken in (*_singles(mistakes, right), *_pairs(mistakes, right)):
+        if _explains(mistaken, seen, cases, watch):
             raise MistakeError(f"{name_of(function)}: {diagnosis}")
     case, sentence = next((case, sentence) for case, sentence in zip(cases, found, strict=True) if sentence)
     raise MistakeError(f"{name_of(function)}, {case.shows}: {sentence}")
 
 
+NO_GRADIENT = (
+    "no gradient: the values are right, but `.detach()`, `.item()`, `no_grad` or numpy cut them off from the inputs, "
+    "and nothing can be learned; return the tensor computed from them"
+)
+
+
+def _singles(mistakes: Mapping[str, Function], right: Function) -> Iterator[tuple[str, Function]]:
+    for diagnosis, mistake in mistakes.items():
+        yield diagnosis, mistake(right) if isinstance(mistake, Around) else mistake
+
+
+def _pairs(mistakes: Mapping[str, Function], right: Function) -> Iterator[tuple[str, Function]]:
+    """Two mistakes at once, where they can be made together: two exchanged parts, or one more with the result."""
+    for (first, one), (second, other) in combinations(mistakes.items(), 2):
+        if isinstance(other, Around):
+            both = other(one(right) if isinstance(one, Around) else one)
+        elif isinstance(one, Around):
+            both = one(other)
+        elif isinstance(one, partial) and isinstance(other, partial) and one.func is other.func:
+            if one.keywords.keys() & other.keywords.keys():
+                continue
+            both = partial(one.func, **one.keywords, **other.keywords)
+        else:
+            continue
+        yield f"two mistakes at once: {first}; and {second}", both
+
+
+def _explains(mistaken: Function, seen: list[dict[str, Any]], cases: Sequence[Case], watch: Function) -> bool:
+    """Whether a wrong function gives what the student's gave, in every case."""
+    try:
+        return not any(difference(got, watch(mistaken, case)) for got, case in zip(seen, cases, strict=True))
+    except Exception:
+        return False
+
+
 def grade_by_symptoms(function: Function, symptoms: Mapping[str, Callable[[Function], bool]]) -> None:
     """Look for each symptom in turn (diagnosis -> whether `function` shows it); raise the first that is there."""
+    watched = _guarded(function)
     for diagnosis, shows in symptoms.items():
-        try:
-            ill = shows(function)
-        except NotImplementedError:
-            raise MistakeError(_stub(function)) from None
-        if ill:
+        if shows(watched):
             raise MistakeError(f"{name_of(function)}: {diagnosis}")
     print(f"{name_of(function)}: right in all {len(symptoms)} checks")
 
@@ -104,40 +157,70 @@ def _stub(function: Function) -> str:
     )
 
 
-def _watch(function: Function, case: Case, observe: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """Observe the function on copies of the inputs, and that it leaves them as they were."""
-    inputs = copy.deepcopy(case.inputs)
-    try:
-        seen = observe(function, *inputs)
-    except NotImplementedError:
-        raise MistakeError(_stub(function)) from None
-    except Exception as error:
-        error.add_note(f"raised by {name_of(function)} in the grader's case: {case.shows}")
-        raise
+def _guarded(function: Function, where: str = "") -> Function:
+    """The student's function; what it raises becomes one sentence with the line that raised it."""
+
+    @wraps(function)
+    def guarded(*inputs: Any) -> Any:
+        try:
+            return function(*inputs)
+        except NotImplementedError:
+            raise MistakeError(_stub(function)) from None
+        except Exception as error:
+            raise MistakeError(f"{name_of(function)}{where}: {_told(error, function)}") from None
+
+    return guarded
+
+
+def _told(error: Exception, function: Function) -> str:
+    """What was raised, and the last line of the student's file that it passed."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    place = f" in line {lines[-1].lineno} of its cell{f', `{lines[-1].line}`' if lines[-1].line else ''}" if lines else ""
+    shapes = "must match the size of tensor" in str(error) or "could not be broadcast" in str(error)
+    hint = "; the shapes do not fit: mean, std and sum drop a dimension unless keepdim=True" if shapes else ""
+    return f"raises {type(error).__name__}{place}: {(str(error).splitlines() or [''])[0]}{hint}"
+
+
+def _watch(function: Function, case: Case, through: Mapping[str, int], convert: Function) -> dict[str, Any]:
+    """The result on copies of the inputs and its gradients; the inputs must stay as they were."""
+    leaves = copy.deepcopy(case.inputs)
+    wanted = [leaves[place].requires_grad_() for place in through.values()]
+    inputs = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
+    result = convert(function(*inputs))
     if difference(dict(enumerate(inputs)), dict(enumerate(case.inputs))):
         raise MistakeError(f"{name_of(function)}: changed in place: it writes into its input, which the caller still needs")
-    return seen
+    gradients: Sequence[Tensor | None] = [None] * len(wanted)
+    if wanted and isinstance(result, Tensor) and result.requires_grad:
+        weights = torch.linspace(1, 2, result.numel()).view(result.shape)  # unequal, so that no two tokens can be exchanged
+        gradients = torch.autograd.grad(result, wanted, weights, allow_unused=True)
+    pairs = zip(through, wanted, gradients, strict=True)
+    named = {f"gradient through {name}": torch.zeros_like(x) if g is None else g for name, x, g in pairs}
+    return {"result": result, **named}
 
 
-def difference(seen: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> str:
+def difference(seen: Mapping[Any, Any], wanted: Mapping[Any, Any], tolerance: float = TOLERANCE) -> str:
     """The first thing in which two observations differ, as a sentence; empty if there is none."""
     for name, want in wanted.items():
         got = seen[name]
         if isinstance(want, Tensor):
-            sentence = _tensor_difference(got, want)
+            sentence = _tensor_difference(got, want, tolerance)
         elif isinstance(want, float):
             got = got.detach() if isinstance(got, Tensor) else got
             same = isinstance(got, int | float) or (isinstance(got, Tensor) and got.numel() == 1)
             sentence = "" if same and abs(float(got) - want) <= TOLERANCE else f"is {shown(got)}, expected {want}"
         else:
-            same = bool(got == want)
+            got = got.item() if isinstance(got, Tensor) and got.numel() == 1 else got
+            same = not isinstance(got, Tensor) and bool(got == want)
             sentence = "" if same else f"is {shown(got)}, expected {shown(want)}"
         if sentence:
             return f"the {name} {sentence}"
     return ""
 
 
-def _tensor_difference(got: Any, want: Tensor) -> str:
+def _tensor_difference(got: Any, want: Tensor, tolerance: float) -> str:
+    if got is None:
+        return f"is None (is `return` missing?), expected a tensor of shape {list(want.shape)}"
     if not isinstance(got, Tensor):
         return f"is a {type(got).__name__}, expected a tensor of shape {list(want.shape)}"
     if got.shape != want.shape:
@@ -145,7 +228,7 @@ def _tensor_difference(got: Any, want: Tensor) -> str:
     if (got.dtype == torch.bool) != (want.dtype == torch.bool):
         return f"has dtype {got.dtype}, expected {want.dtype}"
     got = got.detach()
-    if torch.allclose(got.double(), want.double(), rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+    if torch.allclose(got.double(), want.double(), rtol=TOLERANCE, atol=tolerance, equal_nan=True):
         return ""
     return f"is {shown(got)}, expected {shown(want)}"
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cppo_ref.grading.grader import Case, Function, grade
+from cppo_ref.grading.grader import Around, Case, Function, grade
 
 tensor = torch.tensor
 
@@ -20,16 +20,29 @@ ADVANTAGE_CASES = [
     # [0, 1]: mean 1/2, Bessel variance (2 · 1/4)/1, std 0.7071
     Case("three groups of two", (tensor([0.0, 1, 1, 0, 0, 1]), 2), tensor([-0.707, 0.707, 0.707, -0.707, -0.707, 0.707])),
     Case("a group in which all are right", (tensor([1.0, 1, 0, 1]), 2), tensor([0.0, 0.0, -0.707, 0.707])),
+    # in float32 the mean of three times 0.9 is a little less than 0.9
+    Case("three equal rewards of 0.9 get exactly 0", (tensor([0.9, 0.9, 0.9]), 3), torch.zeros(3), 1e-9),
+    # deviations ±d with d = 1e-4 = ε, std √2 d: 1/(√2 + 1) = 0.4142
+    Case("rewards as close as ε", (tensor([0.0, 0.0002]), 2), tensor([-0.4142, 0.4142])),
 ]
 
 
 def _advantages(
-    rewards: Tensor, group_size: int, *, correction: int = 1, eps: float = 1e-4, scaled: bool = True, dim: int = 1
+    rewards: Tensor,
+    group_size: int,
+    *,
+    correction: int = 1,
+    eps: float = 1e-4,
+    scaled: bool = True,
+    dim: int = 1,
+    guarded: bool = True,
 ) -> Tensor:
     groups = rewards.view(-1, group_size)
     centered = groups - groups.mean(dim=dim, keepdim=True)
     std = groups.std(dim=dim, keepdim=True, correction=correction)
-    return (centered / (std + eps) if scaled else centered).flatten()
+    alive = groups.amax(dim=dim, keepdim=True) > groups.amin(dim=dim, keepdim=True)
+    result = centered / (std + eps) if scaled else centered
+    return (torch.where(alive, result, 0.0) if guarded else result).flatten()
 
 
 def _interleaved(rewards: Tensor, group_size: int) -> Tensor:
@@ -44,16 +57,21 @@ ADVANTAGE_MISTAKES = {
     ),
     "wrong axis: the rows of one group are adjacent, so the view is [-1, group_size]": _interleaved,
     "mean and std of the whole batch: compare each completion with its own group": lambda r, g: _advantages(r, len(r)),
-    "std without eps: an all-right group gives 0/0 = NaN, and one NaN spoils every parameter": partial(_advantages, eps=0.0),
+    "std without eps: an all-right group gives 0/0 = NaN, and one NaN spoils every parameter": partial(
+        _advantages, eps=0.0, guarded=False
+    ),
+    "rounding: equal rewards must get exactly 0, but their mean may come out a little smaller, and divided by ε that is 6e-4, "
+    "enough to open the gate A > 0; test max > min of the group": partial(_advantages, guarded=False),
+    "ε is missing: add 1e-4 to the std": partial(_advantages, eps=0.0),
     "population std: divide by n − 1 (Bessel), torch's default, for a group is a sample": partial(_advantages, correction=0),
     "not divided by the group's std": partial(_advantages, scaled=False),
-    "sign reversed: you computed mean − reward, so training would make wrong answers likelier": lambda r, g: -_advantages(r, g),
+    "sign reversed: you computed mean − reward, so training would make wrong answers likelier": Around(torch.neg),
 }
 
 
 def check_group_advantages(function: Function) -> None:
     """Grade group_advantages(rewards [B], group_size) -> [B]: (r − mean)/(std + eps) within each group."""
-    grade(function, ADVANTAGE_CASES, ADVANTAGE_MISTAKES)
+    grade(function, ADVANTAGE_CASES, ADVANTAGE_MISTAKES, _advantages)
 
 
 OLD = math.log(0.1)
@@ -75,7 +93,7 @@ def _surrogate(new: Tensor, old: Tensor, advantages: Tensor, smaller: Function =
 
 
 SURROGATE_MISTAKES = {
-    "sign reversed: this is the objective, which grows; the loss is its negative": lambda n, o, a: -_surrogate(n, o, a),
+    "sign reversed: this is the objective, which grows; the loss is its negative": Around(torch.neg),
     "ratio upside down: ρ is exp(log π − log π_old)": lambda n, o, a: _surrogate(o, n, a),
     "max instead of min: the clipped surrogate is the pessimistic one of the two": partial(_surrogate, smaller=torch.maximum),
     "only clipped: without the min, a bad token whose ρ has grown to 1.5 is not pushed back": partial(
@@ -90,7 +108,7 @@ SURROGATE_MISTAKES = {
 
 def check_clipped_surrogate(function: Function) -> None:
     """Grade clipped_surrogate(logprobs [B, T], old_logprobs [B, T], advantages [B]) -> [B, T] with ε = 0.2."""
-    grade(function, SURROGATE_CASES, SURROGATE_MISTAKES)
+    grade(function, SURROGATE_CASES, SURROGATE_MISTAKES, _surrogate, through={"logprobs": 0})
 
 
 LN2 = math.log(2)
@@ -114,13 +132,13 @@ K3_MISTAKES = {
     "this is k1, log π − log π_ref: unbiased as well, but single tokens come out negative": lambda p, r: p - r,
     "this is k2, ½ d²: never negative, but biased": lambda p, r: (p - r) ** 2 / 2,
     "the −1 is missing: the same policy must have no divergence": lambda p, r: _k3(p, r) + 1,
-    "sign reversed: a divergence is never negative": lambda p, r: -_k3(p, r),
+    "sign reversed: a divergence is never negative": Around(torch.neg),
 }
 
 
 def check_kl_to_reference(function: Function) -> None:
     """Grade kl_to_reference(logprobs [B, T], ref_logprobs [B, T]) -> [B, T]: the k3 estimate."""
-    grade(function, K3_CASES, K3_MISTAKES)
+    grade(function, K3_CASES, K3_MISTAKES, _k3, through={"logprobs": 0})
 
 
 MASK = tensor([[1, 1, 1, 1], [1, 0, 0, 0]], dtype=torch.bool)  # four tokens and one
@@ -157,4 +175,4 @@ WEIGHT_MISTAKES = {
 
 def check_token_weights(function: Function) -> None:
     """Grade token_weights(mask [B, T], aggregation) -> [B, T]: "token" 1/Σ|o_i|, "sequence" 1/(B·|o_i|)."""
-    grade(function, WEIGHT_CASES, WEIGHT_MISTAKES)
+    grade(function, WEIGHT_CASES, WEIGHT_MISTAKES, _weights)

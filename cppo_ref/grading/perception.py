@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cppo_ref.grading.grader import Case, Function, bools, grade, logits_of
+from cppo_ref.grading.grader import Around, Case, Function, bools, grade, logits_of
 
 NAN, INF = math.nan, math.inf
 
@@ -39,8 +39,8 @@ def _naive(logits: Tensor) -> Tensor:
 
 
 ENTROPY_MISTAKES = {
-    "bits for nats: use the natural logarithm": lambda logits: _entropy(logits) / math.log(2),
-    "sign reversed: an entropy is never negative; the formula begins with a minus": lambda logits: -_entropy(logits),
+    "bits for nats: use the natural logarithm": Around(lambda entropy: entropy / math.log(2)),
+    "sign reversed: an entropy is never negative; the formula begins with a minus": Around(torch.neg),
     "wrong axis: softmax and sum run over the vocabulary, the last dimension": partial(_entropy, dim=1),
     "NaN: 0 · log 0 counts as 0; torch.special.entr knows that": _naive,
     "you multiplied by the logits; log π needs log_softmax": _without_logsumexp,
@@ -50,7 +50,7 @@ ENTROPY_MISTAKES = {
 
 def check_token_entropy(function: Function) -> None:
     """Grade token_entropy(logits [B, T, V]) -> [B, T] in nats."""
-    grade(function, ENTROPY_CASES, ENTROPY_MISTAKES)
+    grade(function, ENTROPY_CASES, ENTROPY_MISTAKES, _entropy)
 
 
 SHIFT_CASES = [
@@ -77,7 +77,7 @@ def _shift(entropy: Tensor, removed: Tensor, mask: Tensor) -> Tensor:
 
 
 SHIFT_MISTAKES = {
-    "sign reversed: you computed H(I) − H(I⁻)": lambda h, removed, mask: -_shift(h, removed, mask),
+    "sign reversed: you computed H(I) − H(I⁻)": Around(torch.neg),
     "mask forgotten: the shift must be 0 off the mask": lambda h, removed, mask: removed - h,
     "masked by a product: 0 · NaN is NaN; use torch.where": lambda h, removed, mask: (removed - h) * mask,
     "negative shifts must stay: they say that the token is more certain without the image": lambda h, removed, mask: _shift(
@@ -89,7 +89,7 @@ SHIFT_MISTAKES = {
 
 def check_entropy_shift(function: Function) -> None:
     """Grade entropy_shift(entropy, removed_entropy, completion_mask) -> [B, T]: H(I⁻) − H(I) on the mask, else 0."""
-    grade(function, SHIFT_CASES, SHIFT_MISTAKES)
+    grade(function, SHIFT_CASES, SHIFT_MISTAKES, _shift)
 
 
 SELECT_CASES = [
@@ -127,18 +127,23 @@ def _select(
     least: int = 1,
     descending: bool = True,
     reverse_ties: bool = False,
+    beats: Function = torch.lt,
+    sorts: int = 2,
+    bound: Function = torch.gt,
 ) -> Tensor:
     """The selection, with parts that can be wrong."""
-    candidates = (mask if masked else torch.ones_like(mask)) & ((shift > 0) if positive else torch.ones_like(mask))
+    above = bound(shift, torch.tensor(0.0))
+    candidates = (mask if masked else torch.ones_like(mask)) & (above if positive else torch.ones_like(mask))
     score = shift.masked_fill(~candidates, -INF if descending else INF)
     if reverse_ties:
         score = score.flip(-1)
-    rank = score.argsort(dim=-1, descending=descending, stable=True).argsort(dim=-1)
+    rank = score.argsort(dim=-1, descending=descending, stable=True)
+    rank = rank.argsort(dim=-1) if sorts == 2 else rank
     if reverse_ties:
         rank = rank.flip(-1)
     counted = {"candidates": candidates, "completion": mask}[base]
     k = rounding(fraction * counted.sum(dim=-1, keepdim=True).double()).clamp(min=least)
-    return candidates & (rank < k)
+    return candidates & beats(rank, k)
 
 
 def _threshold(shift: Tensor, mask: Tensor, fraction: float) -> Tensor:
@@ -152,6 +157,9 @@ def _whole_batch(shift: Tensor, mask: Tensor, fraction: float) -> Tensor:
 
 
 SELECT_MISTAKES = {
+    "ΔH = 0 counts for you: candidates have ΔH > 0, not ≥ 0": partial(_select, bound=torch.ge),
+    "one token too many: ranks begin at 0, so a token is kept if rank < k, not if rank ≤ k": partial(_select, beats=torch.le),
+    "one argsort lists positions, it gives no ranks: argsort that list again": partial(_select, sorts=1),
     "mask forgotten: padding was selected": partial(_select, masked=False),
     "k counts a share of the tokens with ΔH > 0, not of all completion tokens": partial(_select, base="completion"),
     "rounded down: k is ⌈fraction · n⌉": partial(_select, rounding=torch.floor),
@@ -167,4 +175,4 @@ SELECT_MISTAKES = {
 
 def check_select_perception_tokens(function: Function) -> None:
     """Grade select_perception_tokens(shift, completion_mask, top_fraction) -> Bool [B, T], ranked by ΔH."""
-    grade(function, SELECT_CASES, SELECT_MISTAKES)
+    grade(function, SELECT_CASES, SELECT_MISTAKES, _select)

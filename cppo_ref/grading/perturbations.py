@@ -1,14 +1,14 @@
-"""Graders of exercises 03: a removing view, a preserving view, and what a view covers."""
+"""Graders of exercises 03: a removing view and a preserving view."""
 
+import random
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from cppo_ref.grading.grader import Case, Function, grade, grade_by_symptoms
+from cppo_ref.grading.grader import Function, grade_by_symptoms
 
 
 def _plain(color: int | tuple[int, int, int], width: int = 40, height: int = 20) -> Image.Image:
@@ -37,11 +37,12 @@ def _same_seed_differs(function: Function, options: tuple) -> bool:
     return first != second
 
 
-def _touches_the_global_generator(function: Function, options: tuple) -> bool:
-    before = repr(np.random.get_state())
-    for seed in range(3):
+def _touches_a_global_generator(function: Function, options: tuple, state: Function) -> bool:
+    states = {repr(state())}
+    for seed in range(3):  # each, for the last may leave what was there before
         function(_plain(200), np.random.default_rng(seed), *options)
-    return repr(np.random.get_state()) != before
+        states.add(repr(state()))
+    return len(states) > 1
 
 
 def _all_seeds_alike(function: Function, options: tuple) -> bool:
@@ -71,6 +72,8 @@ def _other_color(function: Function) -> bool:
 
 def _box(hidden: np.ndarray) -> tuple[int, int, int, int]:
     """The smallest box (top, left, height, width) that holds all hidden pixels."""
+    if not hidden.any():
+        return 0, 0, 0, 0
     rows, columns = (np.flatnonzero(hidden.any(axis=axis)) for axis in (1, 0))
     return int(rows[0]), int(columns[0]), int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
 
@@ -106,12 +109,28 @@ def _misses_an_edge(function: Function) -> bool:
     return not (seen[-1].any() and seen[:, -1].any())
 
 
+GENERATORS = (
+    ("numpy's", np.random.get_state),
+    ("Python's", random.getstate),
+    ("torch's", lambda: torch.get_rng_state().tolist()),
+)
+
+
 def _random_symptoms(*options: Any) -> dict[str, Function]:
     """What can be wrong with any view; `options` follow (image, rng)."""
     symptoms = {
         "it must return a PIL image of the same size and mode": _returns_no_image,
         "changed in place: it paints on the image that it was given; work on a copy": _paints_on_its_input,
-        "it draws from numpy's global generator or seeds it; draw from `rng` and nothing else": _touches_the_global_generator,
+        **{
+            f"it draws from {owner} global generator or seeds it; draw from `rng` and nothing else": partial(
+                _touches_a_global_generator, state=state
+            )
+            for owner, state in (
+                ("numpy's", np.random.get_state),
+                ("Python's", random.getstate),
+                ("torch's", lambda: torch.get_rng_state().tolist()),
+            )
+        },
         "unseeded: two generators with the same seed give two views; draw from `rng` and nothing else": _same_seed_differs,
         "rng ignored: twenty seeds give one view": _all_seeds_alike,
     }
@@ -177,7 +196,7 @@ DIM_SYMPTOMS = {
         np.ptp(_levels(f, 100, 1.0), axis=-1).max() > 1
     ),
     "wrapped round: a bright pixel came out dark; clip to 0…255 before you go back to uint8": lambda f: bool(
-        _levels(f, 250, 1.0).min() < 100
+        (_levels(f, 250, 1.0) < _levels(f, 100, 1.0)).any()
     ),
     "strength ignored: at 0.2 the views must vary less than at 1": _strength_ignored,
     "at strength 0 the view must be the image": lambda f: bool((_levels(f, 100, 0.0) != 100).any()),
@@ -191,59 +210,3 @@ DIM_SYMPTOMS = {
 def check_dim(function: Function) -> None:
     """Grade dim(image, rng, strength) -> image, brightness times one factor from 1 ± 0.5 · strength."""
     grade_by_symptoms(function, DIM_SYMPTOMS)
-
-
-def _painted(boxes: dict[tuple[int, int, int, int], tuple[int, int, int]]) -> Image.Image:
-    """A grey picture of 12 × 12 pixels with boxes (left, top, right, bottom) of other colours."""
-    image = Image.new("RGB", (12, 12), (128, 128, 128))
-    for box, color in boxes.items():
-        image.paste(color, box)
-    return image
-
-
-COVERED_CASES = [
-    Case("the same picture", (_painted({}), _painted({}), 3), torch.zeros(3, 3)),
-    # cells of 4 × 4 pixels: the whole top right one, and half of the bottom left one, black
-    Case(
-        "a cell and a half",
-        (_painted({}), _painted({(8, 0, 12, 4): (0, 0, 0), (0, 8, 2, 12): (0, 0, 0)}), 3),
-        torch.tensor([[0, 0, 1], [0, 0, 0], [0.5, 0, 0]]),
-    ),
-    # cells of 6 × 6 pixels: a quarter (3 × 3) brighter in all channels; another quarter in red only
-    Case(
-        "two quarters",
-        (_painted({}), _painted({(0, 0, 3, 3): (255, 255, 255), (9, 0, 12, 3): (255, 128, 128)}), 2),
-        torch.tensor([[0.25, 0.25], [0, 0]]),
-    ),
-]
-
-
-def _covered(original: Image.Image, view: Image.Image, grid: int, changed: Function | None = None) -> Tensor:
-    a, b = _pixels(original), _pixels(view)
-    share = (a != b).any(axis=-1) if changed is None else changed(a, b)
-    cells = np.asarray(share, dtype=float).reshape(grid, a.shape[0] // grid, grid, a.shape[1] // grid)
-    return torch.tensor(cells.mean(axis=(1, 3)), dtype=torch.float32)
-
-
-COVERED_MISTAKES = {
-    "wrong axis: rows and columns of the grid are swapped": lambda a, b, n: _covered(a, b, n).T,
-    "channels counted one by one: a pixel that changed in red only is a changed pixel; use .any over the channels": partial(
-        _covered, changed=lambda a, b: (a != b).mean(axis=-1)
-    ),
-    "a pixel counts if any channel changed, not only if all did": partial(_covered, changed=lambda a, b: (a != b).all(axis=-1)),
-    "only brighter pixels count for you: compare with !=": partial(_covered, changed=lambda a, b: (b > a).any(axis=-1)),
-    "only darker pixels count for you: compare with !=": partial(_covered, changed=lambda a, b: (b < a).any(axis=-1)),
-    "reversed: this is the share of pixels that stayed": lambda a, b, n: 1 - _covered(a, b, n),
-    "percent: shares go from 0 to 1": lambda a, b, n: 100 * _covered(a, b, n),
-    "divide by the pixels of the cell, not of the picture": lambda a, b, n: _covered(a, b, n) / n**2,
-}
-
-
-def _as_tensor(function: Function, *inputs: Any) -> dict[str, Any]:
-    result = function(*inputs)
-    return {"result": torch.as_tensor(result, dtype=torch.float32) if isinstance(result, np.ndarray) else result}
-
-
-def check_covered_share(function: Function) -> None:
-    """Grade covered_share(original, view, grid) -> [grid, grid] array: the share of changed pixels of every cell."""
-    grade(function, COVERED_CASES, COVERED_MISTAKES, observe=_as_tensor)

@@ -3,7 +3,7 @@
 import re
 from functools import partial
 
-from cppo_ref.grading.grader import Case, Function, grade
+from cppo_ref.grading.grader import Around, Case, Function, grade
 
 BOXED_CASES = [
     Case("one box", (r"so \boxed{3}",), "3"),
@@ -11,6 +11,8 @@ BOXED_CASES = [
     Case("two boxes", (r"\boxed{2}, no: \boxed{3}",), "3"),
     Case("braces inside the box", (r"\boxed{\frac{1}{2}}",), r"\frac{1}{2}"),
     Case("braces two levels deep", (r"\boxed{\frac{1}{\sqrt{2}}}",), r"\frac{1}{\sqrt{2}}"),
+    Case("braces three levels deep", (r"\boxed{\frac{1}{\sqrt{\frac{1}{2}}}}",), r"\frac{1}{\sqrt{\frac{1}{2}}}"),
+    Case("a blank inside the answer", (r"\boxed{ 1 000 }",), "1 000"),
     Case("blanks inside the box", (r"\boxed{ 4 }",), "4"),
     Case("braces behind the box", (r"\boxed{7} of {a set}",), "7"),
     Case("a complete box, then one that never closes", (r"\boxed{5} or \boxed{6",), "5"),
@@ -46,6 +48,10 @@ BOXED_MISTAKES = {
     "you allow braces one level deep; count them, as \\boxed{\\frac{1}{\\sqrt{2}}} needs two": lambda t: _last(
         re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", t)
     ),
+    "you allow braces two levels deep; count them: no fixed depth is enough": lambda t: _last(
+        re.findall(r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", t)
+    ),
+    "you delete blanks inside the answer; strip only its ends": lambda t: (_last(_boxes(t)) or "").replace(" ", "") or None,
     "you run to the last brace of the whole text; stop at the one that closes the box": lambda t: _last(
         re.findall(r"\\boxed\{(.*)\}", t)
     ),
@@ -57,7 +63,7 @@ BOXED_MISTAKES = {
 
 def check_extract_boxed(function: Function) -> None:
     """Grade extract_boxed(text) -> str | None: the content of the last complete box."""
-    grade(function, BOXED_CASES, BOXED_MISTAKES)
+    grade(function, BOXED_CASES, BOXED_MISTAKES, lambda text: _last(_boxes(text)))
 
 
 FORMAT_CASES = [
@@ -72,6 +78,9 @@ FORMAT_CASES = [
     Case("thoughts opened twice", (r"<think> a <think> b </think> \boxed{1}",), 0.0),
     Case("an empty box", (r"<think> red : 1 </think> \boxed{}",), 0.0),
     Case("blanks around it all", ("  <think> red : 1 </think> \\boxed{1}\n",), 1.0),
+    Case("a box that never closes", (r"<think> red : 1 </think> \boxed{1",), 0.0),
+    Case("several lines", ("<think>\nred : 1\n</think>\n\\boxed{1}",), 1.0),
+    Case("a box of blanks", (r"<think> red : 1 </think> \boxed{ }",), 0.0),
 ]
 
 
@@ -86,6 +95,8 @@ def _format(
     box: bool = True,
     behind: bool = True,
     filled: bool = True,
+    closed_box: bool = True,
+    lines: bool = True,
 ) -> float:
     """The format reward, with requirements that can be forgotten."""
     body = text.strip()
@@ -94,6 +105,8 @@ def _format(
     single = all(body.count(tag) == 1 for tag in once)
     answer = _last(_boxes(after if behind else body))
     boxed = answer is not None and (answer != "" or not filled)
+    boxed |= not closed_box and "\\boxed{" in (after if behind else body) and answer is None
+    boxed &= lines or "\n" not in body
     return float(begins and bool(closed) and single and (boxed or not box))
 
 
@@ -104,14 +117,16 @@ FORMAT_MISTAKES = {
     "</think> may occur once, too; you count only <think>": partial(_format, once=TAGS[:1]),
     "<think> may occur once, too; you count only </think>": partial(_format, once=TAGS[1:]),
     "an empty \\boxed{} passes; then a policy earns the format reward without an answer": partial(_format, filled=False),
+    "an unclosed \\boxed{1 passes: the box must be complete": partial(_format, closed_box=False),
+    "several lines fail: in a pattern `.` matches no newline; pass re.DOTALL": partial(_format, lines=False),
     "you never ask for a box": partial(_format, box=False),
-    "reversed: you pay what breaks the format": lambda text: 1.0 - _format(text),
+    "reversed: you pay what breaks the format": Around(lambda paid: 1.0 - paid),
 }
 
 
 def check_format_reward(function: Function) -> None:
     """Grade format_reward(text) -> 1.0 or 0.0: <think>…</think> once, then a filled box."""
-    grade(function, FORMAT_CASES, FORMAT_MISTAKES)
+    grade(function, FORMAT_CASES, FORMAT_MISTAKES, _format)
 
 
 REWARD_CASES = [
@@ -161,4 +176,4 @@ REWARD_MISTAKES = {
 
 def check_reward(function: Function) -> None:
     """Grade reward(text, answer) -> 0.9 · correct + 0.1 · format, which no text without the right last box can win."""
-    grade(function, REWARD_CASES, REWARD_MISTAKES)
+    grade(function, REWARD_CASES, REWARD_MISTAKES, lambda text, answer: _pay(_last(_boxes(text)) == answer, text))

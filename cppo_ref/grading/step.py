@@ -26,6 +26,10 @@ def _micro(losses: Tensor, mask: Tensor, size: int, share: Function) -> Tensor:
     return torch.stack([part[kept].sum() / share(kept) for part, kept in pairs])
 
 
+def _token_mean(losses: Tensor, mask: Tensor, size: int) -> Tensor:
+    return _micro(losses, mask, size, lambda kept: mask.sum())
+
+
 MICRO_MISTAKES = {
     "mean per micro-batch: divide by the tokens of the whole batch, or the micro-batch size changes the gradient": partial(
         _micro, share=lambda kept: kept.sum()
@@ -47,7 +51,7 @@ MICRO_MISTAKES = {
 
 def check_micro_batch_losses(function: Function) -> None:
     """Grade micro_batch_losses(token_losses, mask, size) -> [micro-batches]: their sum is the batch's token mean."""
-    grade(function, MICRO_CASES, MICRO_MISTAKES)
+    grade(function, MICRO_CASES, MICRO_MISTAKES, _token_mean, through={"token_losses": 0})
 
 
 # GRPO: (1 + 3 + 2 + 2)/4 tokens = 2.  KL: (1 + 1 + 1 + 5)/4 = 2.  CPL: row 0 keeps 4, row 1 is gated away.
@@ -145,12 +149,14 @@ TOTAL_MISTAKES = {
 
 def check_total_loss(function: Function) -> None:
     """Grade total_loss(surrogate, kl, contrast, completion_mask, selected, advantages, kl_weight, cpl_weight) -> scalar."""
-    grade(function, TOTAL_CASES, TOTAL_MISTAKES)
+    through = {"surrogate": 0, "kl": 1, "contrast": 2}
+    grade(function, TOTAL_CASES, TOTAL_MISTAKES, _total, through=through)
 
 
 PERTURB_CASES = [
     Case("rewards of two groups", (tensor([1.0, 0, 0, 1, 0.9, 0.1]), 3), bools([[1, 0, 0, 1, 1, 0]])[0]),
     Case("an easy prompt beside a hard one", (tensor([1.0, 1, 0.9, 0, 0.1, 0]), 3), bools([[1, 1, 0, 0, 1, 0]])[0]),
+    Case("two groups with high rewards", (tensor([1.0, 0.9, 1, 1, 0.9, 0.9]), 3), bools([[1, 0, 1, 1, 0, 0]])[0]),
     Case("all right, all wrong", (tensor([1.0, 1, 0, 0]), 2), bools([[0, 0, 0, 0]])[0]),
     # in float32 the mean of three times 0.9 is a little less than 0.9
     Case("right three times, out of format", (tensor([0.9, 0.9, 0.9]), 3), bools([[0, 0, 0]])[0]),
@@ -170,6 +176,10 @@ PERTURB_MISTAKES = {
     "A ≥ 0 is not A > 0: a dead group needs no perturbed forward": lambda r, g: (
         r.view(-1, g) >= r.view(-1, g).mean(dim=1, keepdim=True)
     ).flatten(),
+    **{
+        f"a fixed threshold: you ask for a reward above {t}; compare with the mean of the group": lambda r, g, t=t: r > t
+        for t in (0, 0.5, 0.9)
+    },
     "compare with the mean of the group, not of the batch": lambda r, g: r > r.mean(),
     "wrong axis: you compared completions of different prompts": partial(_above, dim=0),
     "gate reversed: you kept the rows below the mean": lambda r, g: (
@@ -181,7 +191,7 @@ PERTURB_MISTAKES = {
 
 def check_rows_to_perturb(function: Function) -> None:
     """Grade rows_to_perturb(rewards [B], group_size) -> Bool [B]: the rows with A > 0."""
-    grade(function, PERTURB_CASES, PERTURB_MISTAKES)
+    grade(function, PERTURB_CASES, PERTURB_MISTAKES, _above)
 
 
 UPDATE_CASES = [
@@ -221,4 +231,4 @@ UPDATE_MISTAKES = {
 
 def check_worth_an_update(function: Function) -> None:
     """Grade worth_an_update(rewards [B], group_size, kl_weight) -> bool: False if the gradient is zero by construction."""
-    grade(function, UPDATE_CASES, UPDATE_MISTAKES)
+    grade(function, UPDATE_CASES, UPDATE_MISTAKES, lambda r, g, b: bool(_alive(r, g).any()) or b > 0)
