@@ -63,10 +63,16 @@ def clipped_surrogate(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> Float[Tensor, "B T"]:
-    """−min(ρ A, clip(ρ, 1−clip_low, 1+clip_high) A) of each token, ρ = exp(log π − log π_old)."""
-    ratio = (logprobs - old_logprobs).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    """−min(ρ A, clip(ρ, 1−clip_low, 1+clip_high) A) of each token, ρ = exp(log π − log π_old).
+
+    Finite for A ≥ 0, however large ρ; for A < 0 the loss is ρ|A| without a bound, and inf above a log-ratio of 88.
+    """
     advantage = advantages.unsqueeze(-1)
+    log_ratio = logprobs - old_logprobs
+    # for A ≥ 0 nothing depends on a ratio that far outside the clip, but exp would overflow: 0 · inf = NaN
+    log_ratio = torch.where(advantage < 0, log_ratio, log_ratio.clamp(max=20))
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantage, clipped * advantage)
 
 

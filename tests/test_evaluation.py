@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from cppo_ref.datasets import data_folder
 from cppo_ref.evaluation import (
@@ -11,13 +12,14 @@ from cppo_ref.evaluation import (
     avg_at_k,
     best_constant_guess,
     bootstrap_interval,
+    completion_shift,
     correctness,
     evaluate_detector,
     evaluate_split,
     split_rows,
 )
 from cppo_ref.policy import load_policy
-from cppo_ref.rollouts import Rollouts
+from cppo_ref.rollouts import Rollouts, generate_rollouts
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,35 @@ def test_avg_at_k_counts_right_samples_per_image():
     rollouts = answered(texts, ["2", "1", "5"], 2)
     assert correctness([rollouts]).tolist() == [[1, 0], [1, 1], [0, 0]]
     assert avg_at_k([rollouts]).value == 0.5
+
+
+def test_the_interval_is_over_images_and_not_over_samples():
+    """One image always right, one never: a resample of two images is 0, ½ or 1, with 0 and 1 a quarter each."""
+    rollouts = answered(["\\boxed{1}"] * 8 + ["\\boxed{2}"] * 8, ["1", "3"], 8)
+    assert avg_at_k([rollouts]) == Interval(0.5, 0.0, 1.0)
+
+
+def test_shares_count_the_tokens_of_their_own_kind(policy, monkeypatch):
+    """9 cells of which 6 are right; "red", "1" (of what was listed) and the boxed "2" to judge: 2 of 3 right."""
+    text = "<think> red none none none none none blue blue blue ; red : 1 </think> \\boxed{ 2 }"
+    row = {"question": "How many red shapes?", "answer": "1", "objects": [{"color": c} for c in ["red"] + ["none"] * 8]}
+    rollouts = answered([text], ["1"], 1)
+    vars(rollouts).update(rows=[row])
+    monkeypatch.setattr("cppo_ref.evaluation.sample_answers", lambda *_, **__: [rollouts])
+    report = evaluate_split(policy, [row], samples=1)
+    assert report.perception == pytest.approx(6 / 9)
+    assert report.reasoning == pytest.approx(2 / 3)
+    assert (report.avg_at_k.value, report.greedy) == (0.0, 0.0)
+
+
+def test_every_picture_of_the_detector_has_its_own_view(policy, monkeypatch):
+    row = split_rows("test", count=1)[0]
+    rng = torch.Generator().manual_seed(0)
+    rollouts = generate_rollouts(policy, [row] * 3, group_size=1, max_new_tokens=2, rng=rng)
+    encoded, encode = [], policy.encode
+    monkeypatch.setattr(policy, "encode", lambda images, questions: (encoded.extend(images), encode(images, questions))[1])
+    completion_shift(policy, rollouts, removing=["noise_patches"])
+    assert len({view.tobytes() for (view,) in encoded}) == 3
 
 
 def test_the_bootstrap_interval_is_near_the_normal_one():

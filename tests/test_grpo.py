@@ -114,6 +114,27 @@ def test_clipping_by_hand(advantage, ratio, loss, slope):
     assert logprobs.grad.item() == pytest.approx(slope, abs=1e-6)
 
 
+@pytest.mark.parametrize("log_ratio", [89.0, 1000.0, INF])  # e^89 is above the largest float32
+@pytest.mark.parametrize(("advantage", "loss"), [(0.0, 0.0), (1.0, -1.2), (8.0, -9.6)])
+def test_a_ratio_that_overflows_is_clipped_like_any_other(log_ratio, advantage, loss):
+    logprobs = torch.tensor([[0.0, 0.0]], requires_grad=True)
+    old = torch.tensor([[-log_ratio, 0.0]])
+    advantages, mask = torch.tensor([advantage]), bools([[1, 1]])
+    surrogate = clipped_surrogate(logprobs, old, advantages)
+    assert_close(surrogate, [[loss, -advantage]])
+    assert torch.equal(*torch.autograd.grad(surrogate.sum(), logprobs), torch.tensor([[0.0, -advantage]]))
+    total = policy_loss(logprobs, old, advantages, mask)
+    assert total.item() == pytest.approx((loss - advantage) / 2)
+    assert torch.equal(*torch.autograd.grad(total, logprobs), torch.tensor([[0.0, -advantage / 2]]))
+
+
+def test_a_bad_token_that_became_likelier_has_no_bound():
+    logprobs = torch.tensor([[30.0, 89.0]])
+    loss = clipped_surrogate(logprobs, torch.zeros(1, 2), torch.tensor([-1.0]))
+    assert loss[0, 0].item() == pytest.approx(1.0686474e13)  # e^30, not clamped
+    assert loss[0, 1].item() == INF
+
+
 def test_each_side_has_its_own_clip():
     ratios = torch.tensor([[0.75, 0.65, 1.25, 1.35]])
     losses = [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,21 @@ def test_a_log_line_that_was_cut_is_written_again(tmp_path):
     resumed = run(tmp_path / "a", 3, resume=True)
     steps = [json.loads(line)["step"] for line in (resumed.output / "metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 1, 2]
+
+
+def test_steps_after_the_checkpoint_are_logged_once(tmp_path):
+    """Logs of steps 0 to 2, a checkpoint after step 1: the resumed run does step 2 again."""
+    result = run(tmp_path / "a", 3)
+    shutil.rmtree(result.output / "checkpoints" / "step-000003")
+    resumed = run(tmp_path / "a", 4, resume=True)
+    logged = {
+        name: [json.loads(line)["step"] for line in (resumed.output / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "completions.jsonl")
+    }
+    assert logged["metrics.jsonl"] == [step["step"] for step in resumed.history] == [0, 1, 2, 3]
+    assert logged["completions.jsonl"] == [step for step in range(4) for _ in range(8)]
+    third = CPPOConfig().learning_rate / 3  # a warm-up of three steps
+    assert [step["learning_rate"] for step in resumed.history] == pytest.approx([third, 2 * third, 3 * third, 3 * third])
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):

@@ -1,6 +1,8 @@
 """The training step: exactness of the gate, of micro-batches, of λ = 0, and a short real QLoRA run."""
 
 import dataclasses
+import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,6 +200,63 @@ def test_every_preset_takes_a_step(policy, rows, preset):
     metrics, _ = cppo_step(policy, optimizer_for(policy), rows, config, step=0)
     assert (metrics.cpl > 0) == (preset != "grpo")
     assert any(not torch.equal(a, b) for a, b in zip(before, policy.trainable, strict=True))
+
+
+class Views:
+    """Stands in for a policy: what it would encode, it keeps."""
+
+    def __init__(self):
+        self.encoded = []
+
+    def encode(self, images, questions):
+        """The images, one list per prompt."""
+        self.encoded.append(images)
+        return images
+
+
+def drawn_views(monkeypatch, rows, config, step=0):
+    """(preserved, removed): for each prompt and image (which, image, names, strength, state of the generator)."""
+    for which in ("preserve", "remove"):
+
+        def note(image, rng, names, strength, which=which):
+            return which, image, names, strength, rng.bit_generator.state["state"]["state"]
+
+        monkeypatch.setattr(f"cppo_ref.training.{which}", note)
+    rollouts, views = SimpleNamespace(rows=rows), Views()
+    inspect.unwrap(encode_views)(views, rollouts, config, step)  # past the type checks
+    return views.encoded
+
+
+def test_each_view_is_drawn_from_its_own_list_at_its_own_strength(monkeypatch, rows):
+    config = dataclasses.replace(
+        CONFIG, preserving=["blur"], removing=["blank"], preserving_strength=0.5, removing_strength=2.0
+    )
+    preserved, removed = drawn_views(monkeypatch, rows, config)
+    assert [view[:4] for (view,) in preserved] == [("preserve", row["image"], ["blur"], 0.5) for row in rows]
+    assert [view[:4] for (view,) in removed] == [("remove", row["image"], ["blank"], 2.0) for row in rows]
+
+
+def test_every_row_kind_step_and_seed_has_a_view_stream_of_its_own(monkeypatch, rows):
+    streams = []
+    for seed, step in ((0, 0), (0, 1), (1, 0)):
+        encoded = drawn_views(monkeypatch, rows, dataclasses.replace(CONFIG, seed=seed), step)
+        streams += [view[4] for kind in encoded for (view,) in kind]
+    assert len(set(streams)) == len(streams) == 3 * 2 * len(rows)
+
+
+def test_every_image_of_a_row_gets_a_view_of_its_own(monkeypatch, rows):
+    images = [row["image"] for row in rows]
+    row = rows[0] | {"images": images}
+    for kind in drawn_views(monkeypatch, [row], CONFIG):
+        assert [view[1] for view in kind[0]] == images
+
+
+def test_the_step_reports_right_answers_and_formats_of_its_rewards(policy, rows, monkeypatch):
+    rewards = iter([1.0, 0.9, 0.9, 0.9, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])  # 4 right, 2 in the format
+    monkeypatch.setattr("cppo_ref.training.reward", lambda text, answer: next(rewards))
+    config = dataclasses.replace(CONFIG, cpl_weight=0.0, max_new_tokens=4)
+    metrics, _ = cppo_step(policy, optimizer_for(policy), rows, config, step=0)
+    assert (metrics.accuracy, metrics.format, metrics.reward) == pytest.approx((4 / 12, 2 / 12, 3.8 / 12))
 
 
 def test_language_only_adapters_leave_the_vision_tower_alone():

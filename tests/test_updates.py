@@ -1,0 +1,220 @@
+"""One update against formulas written out here: temperature, minibatches, epochs, clipping, and random streams."""
+
+import dataclasses
+from itertools import product
+
+import pytest
+import torch
+from accelerate import Accelerator
+from policies import nudge
+from torch.distributions import Categorical
+from torch.testing import assert_close
+
+from cppo_ref.config import CPPOConfig
+from cppo_ref.datasets import load_rows, step_rows
+from cppo_ref.policy import load_policy
+from cppo_ref.rollouts import generate_rollouts
+from cppo_ref.training import cppo_step, with_perception_tokens, with_reference
+from cppo_ref.updates import Batch, NonFiniteError, minibatches, stream_seed, update
+
+CONFIG = CPPOConfig(prompts_per_step=2, group_size=2, max_new_tokens=16, cpl_weight=0.5, max_grad_norm=1e9)
+ADVANTAGES = torch.tensor([1.0, -0.5, 0.7, 0.3])
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return step_rows(load_rows("shapes", "train"), CONFIG.prompts_per_step, 0, CONFIG.seed)
+
+
+@pytest.fixture
+def policy():
+    return nudge(load_policy("tiny"))
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def make_batch(policy, rows, config=CONFIG):
+    """Four completions of unequal length, with advantages of both signs."""
+    rng = torch.Generator().manual_seed(0)
+    rollouts = generate_rollouts(policy, rows, group_size=config.group_size, max_new_tokens=config.max_new_tokens, rng=rng)
+    mask = rollouts.completion_mask & (torch.arange(rollouts.completion_mask.shape[1]) < torch.tensor([[3], [16], [8], [12]]))
+    rollouts = dataclasses.replace(rollouts, completion_mask=mask)
+    batch = Batch(rollouts, torch.zeros(4), ADVANTAGES, ADVANTAGES > 0)
+    return with_perception_tokens(policy, with_reference(policy, batch, config), config, step=0)
+
+
+def gradients(policy, batch, config, accelerator, rows=None):
+    still, rows = torch.optim.SGD(policy.trainable, lr=0.0), torch.arange(4) if rows is None else rows
+    update(policy, still, batch, rows, config, accelerator)
+    return [parameter.grad.clone() for parameter in policy.trainable]
+
+
+def assert_same(got, want):
+    assert max(gradient.abs().max() for gradient in want) > 1e-4
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b, atol=1e-6, rtol=1e-3)
+
+
+def logprobs(policy, batch, temperature=1.0):
+    """log π of the sampled tokens, by torch's own categorical distribution."""
+    rollouts = batch.rollouts
+    prompts = rollouts.prompts.take(rollouts.prompt_of_row)
+    logits = policy.score(prompts, rollouts.completion_ids, rollouts.completion_mask) / temperature
+    return Categorical(logits=logits).log_prob(rollouts.completion_ids)
+
+
+# --- temperature ---
+
+
+def test_scoring_and_detection_are_at_the_temperature_of_sampling(policy, rows):
+    batch = make_batch(policy, rows, dataclasses.replace(CONFIG, temperature=2.0, num_epochs=2))
+    mask, index = batch.rollouts.completion_mask, batch.rollouts.prompt_of_row
+    with torch.no_grad():
+        assert_close(batch.old_logprobs[mask], logprobs(policy, batch, 2.0)[mask], atol=1e-5, rtol=1e-4)
+        entropies = [
+            Categorical(logits=policy.score(view.take(index), batch.rollouts.completion_ids, mask) / 2).entropy()
+            for view in (batch.rollouts.prompts, batch.removed)
+        ]
+    with policy.reference():
+        assert_close(batch.ref_logprobs[mask], logprobs(policy, batch, 2.0)[mask], atol=1e-5, rtol=1e-4)
+    gated = mask & (ADVANTAGES > 0)[:, None]
+    assert_close(batch.shift[gated], (entropies[1] - entropies[0])[gated], atol=1e-5, rtol=1e-4)
+    assert batch.shift.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("only", ["policy_weight", "kl_weight", "cpl_weight"])
+def test_an_update_at_temperature_2_is_one_with_half_of_the_logits(policy, rows, accelerator, only):
+    weights = {"policy_weight": 0.0, "kl_weight": 0.0, "cpl_weight": 0.0} | {only: 1.0}
+    batch = make_batch(policy, rows, dataclasses.replace(CONFIG, temperature=2.0))
+    alone = dataclasses.replace(CONFIG, **weights)
+    got = gradients(policy, batch, dataclasses.replace(alone, temperature=2.0), accelerator)
+    head = policy.vlm.lm_head
+    head.weight = torch.nn.Parameter(head.weight.data / 2, requires_grad=False)
+    assert head.bias is None
+    assert_same(got, gradients(policy, batch, alone, accelerator))
+
+
+def test_rollouts_are_sampled_at_the_temperature(policy, rows):
+    cold = dataclasses.replace(CONFIG, temperature=1e-4, cpl_weight=0.0, kl_weight=0.0)
+    _, batch = cppo_step(policy, torch.optim.SGD(policy.trainable, lr=0.0), rows, cold, step=0)
+    options = {"group_size": 2, "max_new_tokens": 16, "temperature": 0, "rng": torch.Generator()}
+    assert batch.rollouts.texts == generate_rollouts(policy, rows, **options).texts
+
+
+# --- minibatches and epochs ---
+
+
+def test_every_epoch_and_step_shuffles_anew_and_takes_every_row_once():
+    config = CPPOConfig(num_minibatches=4, num_epochs=3)
+    orders = []
+    for step in range(2):
+        parts = [part.tolist() for part in minibatches(64, config, step)]
+        assert [len(part) for part in parts] == [16] * 12
+        orders += [[row for part in parts[i : i + 4] for row in part] for i in (0, 4, 8)]
+    assert all(sorted(order) == list(range(64)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 6
+    other = dataclasses.replace(config, seed=1)
+    assert torch.cat(list(minibatches(64, other, 0)))[:64].tolist() not in orders
+
+
+def test_a_minibatch_is_averaged_over_its_own_tokens(policy, rows, accelerator):
+    """Rows 0 and 2: 3 + 8 tokens, whatever the other rows hold."""
+    batch, chosen = make_batch(policy, rows), torch.tensor([2, 0])
+    mask = batch.rollouts.completion_mask
+    assert mask[chosen].sum() == 11 < mask.sum()
+    plain = dataclasses.replace(CONFIG, kl_weight=0.0, cpl_weight=0.0)
+    got = gradients(policy, batch, plain, accelerator, chosen)
+    log = logprobs(policy, batch)
+    loss = -(1.0 * log[0][mask[0]].sum() + 0.7 * log[2][mask[2]].sum()) / 11  # on-policy: ∇ρ = ∇log π
+    assert_same(got, torch.autograd.grad(loss, policy.trainable))
+
+
+def test_a_minibatch_averages_cpl_over_its_own_perception_tokens(policy, rows, accelerator):
+    batch = make_batch(policy, rows)
+    only = dataclasses.replace(CONFIG, kl_weight=0.0, policy_weight=0.0)
+    counts = batch.selected.sum(dim=1)
+    assert counts[0] > 0 and counts[2] > 0 and counts[3] > 0
+    alone = [gradients(policy, batch, only, accelerator, torch.tensor([row])) for row in (0, 2)]
+    got = gradients(policy, batch, only, accelerator, torch.tensor([0, 2]))
+    share = (counts[0] / (counts[0] + counts[2])).item()
+    assert_same(got, [share * a + (1 - share) * b for a, b in zip(*alone, strict=True)])
+
+
+def test_a_second_epoch_is_clipped_against_the_policy_that_sampled(policy, rows):
+    """Two epochs of one batch, written out: ratios of the second are to the log-probabilities before the first."""
+    config = dataclasses.replace(CONFIG, num_epochs=2, cpl_weight=0.0, kl_weight=0.0, clip_low=0.01, clip_high=0.01)
+    rewards = iter([0.9, 0.0, 0.0, 0.9])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cppo_ref.training.reward", lambda text, answer: next(rewards))
+        start = [parameter.detach().clone() for parameter in policy.trainable]
+        metrics, batch = cppo_step(policy, torch.optim.SGD(policy.trainable, lr=0.3), rows, config, step=0)
+        moved = [parameter.detach().clone() for parameter in policy.trainable]
+    for parameter, value in zip(policy.trainable, start, strict=True):
+        parameter.data.copy_(value)
+    plain, mask = torch.optim.SGD(policy.trainable, lr=0.3), batch.rollouts.completion_mask
+    old = logprobs(policy, batch).detach()
+    for _ in range(2):
+        ratio = (logprobs(policy, batch) - old).exp()
+        gain = torch.stack([ratio, ratio.clamp(0.99, 1.01)]) * batch.advantages[:, None]
+        plain.zero_grad()
+        (-gain.amin(dim=0)[mask].mean()).backward()
+        plain.step()
+    assert metrics.updates == 2
+    outside = ((ratio - 1).abs() > 0.01)[mask].float().mean().item()
+    assert metrics.clip_fraction == pytest.approx(outside / 2, abs=1e-3)  # 0 in the first epoch
+    assert outside > 0.02
+    assert_same(
+        [a - b for a, b in zip(moved, start, strict=True)], [p - b for p, b in zip(policy.trainable, start, strict=True)]
+    )
+
+
+# --- gradients ---
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(policy, rows, accelerator):
+    batch = make_batch(policy, rows)
+    before = [parameter.detach().clone() for parameter in policy.trainable]
+    hook = policy.trainable[0].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteError, match="gradient norm is"):
+        update(policy, torch.optim.SGD(policy.trainable, lr=1.0), batch, torch.arange(4), CONFIG, accelerator)
+    hook.remove()
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable, strict=True))
+
+
+def test_gradients_are_clipped_to_their_norm_and_reported_before(policy, rows, accelerator):
+    batch = make_batch(policy, rows)
+    whole = gradients(policy, batch, CONFIG, accelerator)
+    norm = torch.cat([gradient.flatten() for gradient in whole]).norm().item()
+    limit = norm / 4
+    before = [parameter.detach().clone() for parameter in policy.trainable]
+    config = dataclasses.replace(CONFIG, max_grad_norm=limit)
+    report = update(policy, torch.optim.SGD(policy.trainable, lr=1.0), batch, torch.arange(4), config, accelerator)
+    assert report["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    change = torch.cat([(a - b).flatten() for a, b in zip(before, policy.trainable, strict=True)])
+    assert change.norm().item() == pytest.approx(limit, rel=1e-3)
+
+
+# --- random streams ---
+
+
+def test_every_key_of_a_stream_counts_and_so_does_their_order():
+    keys = [*product(range(4), repeat=3)]
+    seeds = {key: stream_seed(*key) for key in keys}
+    assert len(set(seeds.values())) == len(keys) == 64
+    assert all(0 <= seed < 2**63 for seed in seeds.values())
+    control = {stream_seed(*key, 1) for key in keys}  # tokens drawn at random have a stream of their own
+    assert not control & set(seeds.values())
+
+
+def test_the_same_rows_get_other_completions_at_another_step_and_seed(policy, rows):
+    still = torch.optim.SGD(policy.trainable, lr=0.0)
+    plain = dataclasses.replace(CONFIG, cpl_weight=0.0, kl_weight=0.0)
+    texts = [
+        tuple(cppo_step(policy, still, rows, dataclasses.replace(plain, seed=seed), step)[1].rollouts.texts)
+        for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0))
+    ]
+    assert texts[0] == texts[3]
+    assert len(set(texts)) == 3
