@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cppo_ref.config import InputError
 from cppo_ref.families import Family
 from cppo_ref.perturbations import to_rgb
 
@@ -22,6 +23,13 @@ class Prompts:
 
     inputs: dict[str, Tensor]  # input_ids and attention_mask (left-padded), pixel_values, …
     owned: dict[str, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise InputError unless every prompt ends in the last column, where its completion begins."""
+        ends = self.inputs["attention_mask"][:, -1].bool()
+        if not ends.all():
+            late = int(ends.int().argmin())
+            raise InputError(f"prompt {late} is padded on the right, expected padding on the left: set padding_side='left'")
 
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])

@@ -1,15 +1,22 @@
 """The policy: what is quantised, what trains, padding, the reference, and sampling."""
 
+from collections import Counter
+
 import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
+from cppo_ref.checkpoints import save_adapter
+from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.datasets import load_rows, row_at
 from cppo_ref.devices import choose_dtype
 from cppo_ref.policy import LoraOptions, load_policy
+from cppo_ref.prompts import Prompts, encode_prompts
 from cppo_ref.rollouts import completion_mask, generate_rollouts
+from cppo_ref.training import cppo_step
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +77,59 @@ def test_more_padding_changes_no_logit(policy, rows):
     assert_close(padded, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_the_side_of_the_padding_changes_no_logit(policy, rows):
-    rollouts = roll(policy, rows)
-    prompts = rollouts.prompts.take(rollouts.prompt_of_row)
-    b, pad = len(prompts), policy.tokenizer.pad_token_id
+def test_a_prompt_padded_on_the_right_is_refused(policy, rows):
+    """Its first token would be predicted from padding."""
+    prompts = policy.encode([row["image"] for row in rows[:2]], [row["question"] for row in rows[:2]])
     right = dict(prompts.inputs)
-    right["input_ids"] = torch.cat([right["input_ids"], torch.full((b, 5), pad)], dim=1)
-    right["attention_mask"] = torch.cat([right["attention_mask"], torch.zeros(b, 5, dtype=torch.long)], dim=1)
-    mask = rollouts.completion_mask
-    first = scores(policy, prompts, rollouts)[:, 1:][mask[:, 1:]]  # the first token is predicted at the prompt's end
-    moved = scores(policy, type(prompts)(right), rollouts)[:, 1:][mask[:, 1:]]
-    assert_close(moved, first, atol=1e-5, rtol=1e-5)
+    right["input_ids"] = F.pad(right["input_ids"], (0, 5), value=policy.tokenizer.pad_token_id)
+    right["attention_mask"] = F.pad(right["attention_mask"], (0, 5))
+    right["attention_mask"][0] = 1
+    with pytest.raises(InputError, match="prompt 1 is padded on the right, expected padding on the left"):
+        Prompts(right, prompts.owned)
+
+
+def test_a_processor_that_pads_on_the_right_is_refused(policy, rows):
+    def stubborn(*, padding_side, **inputs):
+        return policy.processor(padding_side="right", **inputs)
+
+    stubborn.apply_chat_template = policy.processor.apply_chat_template
+    questions = ["how many red shapes ?", "how many blue shapes plus red shapes ?"]
+    with pytest.raises(InputError, match="prompt 0 is padded on the right"):
+        encode_prompts(stubborn, policy.family, [row["image"] for row in rows[:2]], questions)
+
+
+def forwards(policy, rows, **changes):
+    """One step; how often the model ran, per (in train mode?, with a graph?)."""
+    seen = Counter()
+    policy.vlm.model.register_forward_pre_hook(lambda module, _: seen.update([(module.training, torch.is_grad_enabled())]))
+    config = CPPOConfig(prompts_per_step=2, group_size=4, kl_weight=0.1, num_minibatches=2, advantage_gate=False, **changes)
+    cppo_step(policy, torch.optim.SGD(policy.trainable, lr=1e-3), rows[:2], config, 0)
+    return seen
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_but_the_checkpointed_forward_with_a_graph_runs_in_train_mode(rows, checkpointing):
+    policy = load_policy("tiny", activation_checkpointing=checkpointing)
+    seen = forwards(policy, rows, activation_checkpointing=checkpointing)
+    assert set(seen) == {(False, False), (checkpointing, True)}  # transformers checkpoints in train mode only
+    assert seen[False, False] >= 3 + 1  # reference, old log-probabilities, removing view; a token sampled
+    assert seen[checkpointing, True] >= 2 * 3  # two minibatches, three views
+    assert not any(module.training for module in policy.model.modules())
+
+
+@pytest.mark.parametrize("lora", [LoraOptions(), None], ids=["adapters", "bare"])
+def test_a_loaded_policy_is_in_eval_mode(lora, tmp_path):
+    policy = load_policy("tiny", lora=lora)
+    assert not any(module.training for module in policy.model.modules())
+    if lora:
+        again = load_policy("tiny", adapter=str(save_adapter(tmp_path / "adapter", policy)))
+        assert not any(module.training for module in again.model.modules())
+
+
+def test_checkpointing_covers_every_block():
+    policy = load_policy("tiny", activation_checkpointing=True, quantize="none")
+    blocks = [type(module).__name__ for module in policy.vlm.modules() if getattr(module, "gradient_checkpointing", False)]
+    assert blocks.count("CLIPEncoderLayer") == 2 and blocks.count("LlamaDecoderLayer") == 3
 
 
 def test_completion_padding_changes_no_logit(policy, rows):
