@@ -64,7 +64,9 @@ def encode_prompts(
         max_pixels: larger images are scaled down to this many pixels; None leaves them as they are.
     """
     groups = [[group] if isinstance(group, Image.Image) else list(group) for group in images]
-    pixels = [fit_pixels(to_rgb(image), max_pixels) for group in groups for image in group]
+    pixels: list[Any] = [[fit_pixels(to_rgb(image), max_pixels) for image in group] for group in groups]
+    if family.pixels_per != "prompt":
+        pixels = [image for group in pixels for image in group]
     parts = [
         [*({"type": "image"} for _ in group), {"type": "text", "text": question}]
         for group, question in zip(groups, questions, strict=True)
