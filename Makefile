@@ -7,13 +7,14 @@ PIP := $(VENV)/bin/pip install --quiet --constraint constraints.txt
 # two math threads beat four on a small model; one setting for all keeps numbers comparable
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test lab lint notebooks exercises links wheel e2e clean
+.PHONY: demo test test-lowest test-torchvision lab lint notebooks exercises links wheel e2e clean
 
 # a file per process and one thread each: processes that share cores and take two threads wait for each other
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 # numbers and asserts are checked, pictures are not; CPPO_FAST shortens training; stubs of exercises are left out
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/notebooks/sanitize.cfg
 NBCONVERT := $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False
+CORE := $(foreach name,training families policy cpl grpo perception,tests/test_$(name).py)
 COURSE := $(sort $(wildcard notebooks/0*.ipynb) $(wildcard notebooks/exercises/solutions/*.ipynb))
 
 demo: $(VENV)/.base  ## train the tiny VLM with CPPO on the CPU (METHOD=grpo for the baseline)
@@ -22,6 +23,12 @@ demo: $(VENV)/.base  ## train the tiny VLM with CPPO on the CPU (METHOD=grpo for
 test: $(VENV)/.dev lint  ## everything that CI runs
 	$(PYTEST)
 	CPPO_FAST=1 TQDM_DISABLE=1 $(PYTEST) $(NBVAL) notebooks/
+
+test-lowest: .venv-lowest/.done  ## the core tests with the lowest versions that pyproject.toml allows
+	$(subst $(VENV),.venv-lowest,$(PYTEST)) --deselect tests/test_grpo.py::test_loss_and_gradient_are_those_of_trl $(CORE)
+
+test-torchvision: .venv-torchvision/.done  ## the families with torchvision, as on GPU machines (gigabytes: CUDA's torch)
+	$(subst $(VENV),.venv-torchvision,$(PYTEST)) tests/test_families.py
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -59,9 +66,22 @@ $(VENV)/.dev: $(VENV)/.base
 	$(PIP) --editable ".[dev,notebooks]"
 	touch $@
 
+.venv-lowest/.done: pyproject.toml constraints-lowest.txt
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt torch
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable . beartype pytest pytest-xdist
+	touch $@
+
+.venv-torchvision/.done: pyproject.toml constraints.txt
+	test -x .venv-torchvision/bin/python || $(PYTHON) -m venv .venv-torchvision
+	.venv-torchvision/bin/pip install --quiet --constraint constraints.txt torch torchvision
+	.venv-torchvision/bin/pip install --quiet --constraint constraints.txt --editable . num2words beartype pytest pytest-xdist
+	.venv-torchvision/bin/python -c "import torchvision"
+	touch $@
+
 $(VENV)/.e2e: $(VENV)/.dev
 	$(PIP) --editable ".[e2e,notebooks]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .venv-lowest .venv-torchvision .pytest_cache .ruff_cache build dist

@@ -45,6 +45,7 @@ class Policy:
     device: torch.device
     dtype: torch.dtype
     max_pixels: int | None = None  # larger images are scaled down to it
+    activation_checkpointing: bool = False
 
     @property
     def vlm(self) -> Any:
@@ -107,7 +108,7 @@ class Policy:
         inputs["attention_mask"] = torch.cat([inputs["attention_mask"], completed.to(inputs["attention_mask"].dtype)], dim=1)
         if "mm_token_type_ids" in inputs:  # completions are text, type 0; without it Qwen silently numbers images like text
             inputs["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, longest))
-        if self.family.positions_from == "mask":  # padding, on whichever side, moves no token
+        if self.family.positions_from == "mask":  # padding moves no token
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         hidden = self.vlm.model(**inputs, use_cache=False).last_hidden_state[:, -longest - 1 : -1]
         return F.pad(hidden, (0, 0, 0, completion_ids.shape[1] - longest))
@@ -147,7 +148,7 @@ class Policy:
     def learning(self) -> Iterator[None]:
         """Inside, activations are checkpointed if that was switched on: transformers does so in train mode only."""
         was_training = self.model.training
-        self.model.train(self.vlm.is_activation_checkpointing)
+        self.model.train(self.activation_checkpointing)
         try:
             yield
         finally:
@@ -207,9 +208,10 @@ def load_policy(
     model.requires_grad_(False)
     adapted = _with_adapters(model, family, lora, adapter)
     if activation_checkpointing:
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable()  # transformers before 5.23 has no newer name
         model.disable_input_require_grads()  # else frozen layers below the first adapter join the graph
-    return Policy(adapted, processor, family, place, compute, max_pixels)
+    adapted.eval()  # a fresh PeftModel is in train mode
+    return Policy(adapted, processor, family, place, compute, max_pixels, activation_checkpointing)
 
 
 def policy_for(config: CPPOConfig) -> Policy:

@@ -1,7 +1,7 @@
-"""Processors: the stock one where torchvision is installed, else the same processor without its video part.
+"""Processors: the stock one where all that it needs is installed, else the same processor without its video part.
 
-transformers builds a video processor for Qwen-VL and SmolVLM2 even if only images are read, and that needs torchvision. The
-image processors have a PIL version, which gives the same pixels to rounding.
+transformers builds a video processor for Qwen-VL and SmolVLM2 even if only images are read, and that needs torchvision, for
+SmolVLM2 num2words as well. The image processors have a PIL version, which gives the same pixels to rounding.
 """
 
 from importlib.util import find_spec
@@ -17,7 +17,8 @@ from transformers.processing_utils import ProcessorMixin
 def load_processor(path: str, config: Any) -> Any:
     """The processor of the model at `path`, whose transformers config is `config`; OSError or ValueError if there is none."""
     images_only = _IMAGES_ONLY.get(config.model_type)
-    if images_only is None or find_spec("torchvision") is not None:
+    video_needs = ["torchvision", "num2words"] if config.model_type == "smolvlm" else ["torchvision"]
+    if images_only is None or all(find_spec(name) for name in video_needs):
         return AutoProcessor.from_pretrained(path)
     tokenizer = AutoTokenizer.from_pretrained(path)
     return images_only(AutoImageProcessor.from_pretrained(path, backend="pil"), tokenizer, config)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cppo_ref.config import InputError
 from cppo_ref.families import Family
 from cppo_ref.perturbations import to_rgb
 
@@ -22,6 +23,13 @@ class Prompts:
 
     inputs: dict[str, Tensor]  # input_ids and attention_mask (left-padded), pixel_values, …
     owned: dict[str, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise InputError unless every prompt ends in the last column, where its completion begins."""
+        ends = self.inputs["attention_mask"][:, -1].bool()
+        if not ends.all():
+            late = int(ends.int().argmin())
+            raise InputError(f"prompt {late} is padded on the right, expected padding on the left: set padding_side='left'")
 
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])
@@ -56,7 +64,9 @@ def encode_prompts(
         max_pixels: larger images are scaled down to this many pixels; None leaves them as they are.
     """
     groups = [[group] if isinstance(group, Image.Image) else list(group) for group in images]
-    pixels = [fit_pixels(to_rgb(image), max_pixels) for group in groups for image in group]
+    pixels: list[Any] = [[fit_pixels(to_rgb(image), max_pixels) for image in group] for group in groups]
+    if family.pixels_per != "prompt":
+        pixels = [image for group in pixels for image in group]
     parts = [
         [*({"type": "image"} for _ in group), {"type": "text", "text": question}]
         for group, question in zip(groups, questions, strict=True)

@@ -27,6 +27,14 @@ LINES = (ROOT / "tests" / "notebooks" / "colab-versions.txt").read_text().splitl
 COLAB = dict(line.split("==") for line in LINES if line and not line.startswith("#"))
 LACKING = {"bitsandbytes", "jaxtyping", "math-verify"}  # Colab has them not; pip brings them
 COLAB_PYTHON = "3.13"
+NEEDS = {  # what Colab's versions ask for of each other, from their metadata
+    "transformers": ["numpy>=1.17", "safetensors>=0.8.0", "tqdm>=4.60"],
+    "peft": ["numpy>=1.17", "torch>=1.13.0", "transformers", "tqdm", "accelerate>=0.21.0", "safetensors"],
+    "accelerate": ["numpy>=1.17", "torch>=2.0.0", "safetensors>=0.4.3"],
+    "datasets": ["numpy>=1.17", "tqdm>=4.66.3"],
+    "scikit-learn": ["numpy>=1.19.5", "scipy>=1.6.0"],
+    "matplotlib": ["numpy>=1.23", "pillow>=8"],
+}
 
 
 WHEEL = "cppo_ref-0.1.0-py3-none-any.whl"
@@ -208,7 +216,7 @@ def dry_run(folder, *wanted):
 
 def test_pip_finds_everything_among_colabs_versions(tmp_path):
     for name, version in COLAB.items():
-        make_wheel(tmp_path, name, version)
+        make_wheel(tmp_path, name, version, NEEDS.get(name, ()))
     for name in LACKING:
         make_wheel(tmp_path, name, "0.50.2" if name == "bitsandbytes" else "99")
     make_wheel(tmp_path, "cppo_ref", "0.1.0", PROJECT["dependencies"])

@@ -1,15 +1,26 @@
 """The policy: what is quantised, what trains, padding, the reference, and sampling."""
 
+import json
+import shutil
+from collections import Counter
+
 import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from tiny_families import TEXT, VISION, random_model
 from torch.testing import assert_close
 
-from cppo_ref.datasets import load_rows, row_at
+from cppo_ref.checkpoints import save_adapter
+from cppo_ref.config import CPPOConfig, InputError
+from cppo_ref.datasets import data_folder, load_rows, row_at
 from cppo_ref.devices import choose_dtype
+from cppo_ref.export import export_merged
 from cppo_ref.policy import LoraOptions, load_policy
+from cppo_ref.prompts import Prompts, encode_prompts
 from cppo_ref.rollouts import completion_mask, generate_rollouts
+from cppo_ref.training import cppo_step
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +81,59 @@ def test_more_padding_changes_no_logit(policy, rows):
     assert_close(padded, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_the_side_of_the_padding_changes_no_logit(policy, rows):
-    rollouts = roll(policy, rows)
-    prompts = rollouts.prompts.take(rollouts.prompt_of_row)
-    b, pad = len(prompts), policy.tokenizer.pad_token_id
+def test_a_prompt_padded_on_the_right_is_refused(policy, rows):
+    """Its first token would be predicted from padding."""
+    prompts = policy.encode([row["image"] for row in rows[:2]], [row["question"] for row in rows[:2]])
     right = dict(prompts.inputs)
-    right["input_ids"] = torch.cat([right["input_ids"], torch.full((b, 5), pad)], dim=1)
-    right["attention_mask"] = torch.cat([right["attention_mask"], torch.zeros(b, 5, dtype=torch.long)], dim=1)
-    mask = rollouts.completion_mask
-    first = scores(policy, prompts, rollouts)[:, 1:][mask[:, 1:]]  # the first token is predicted at the prompt's end
-    moved = scores(policy, type(prompts)(right), rollouts)[:, 1:][mask[:, 1:]]
-    assert_close(moved, first, atol=1e-5, rtol=1e-5)
+    right["input_ids"] = F.pad(right["input_ids"], (0, 5), value=policy.tokenizer.pad_token_id)
+    right["attention_mask"] = F.pad(right["attention_mask"], (0, 5))
+    right["attention_mask"][0] = 1
+    with pytest.raises(InputError, match="prompt 1 is padded on the right, expected padding on the left"):
+        Prompts(right, prompts.owned)
+
+
+def test_a_processor_that_pads_on_the_right_is_refused(policy, rows):
+    def stubborn(*, padding_side, **inputs):
+        return policy.processor(padding_side="right", **inputs)
+
+    stubborn.apply_chat_template = policy.processor.apply_chat_template
+    questions = ["how many red shapes ?", "how many blue shapes plus red shapes ?"]
+    with pytest.raises(InputError, match="prompt 0 is padded on the right"):
+        encode_prompts(stubborn, policy.family, [row["image"] for row in rows[:2]], questions)
+
+
+def forwards(policy, rows, **changes):
+    """One step; how often the model ran, per (in train mode?, with a graph?)."""
+    seen = Counter()
+    policy.vlm.model.register_forward_pre_hook(lambda module, _: seen.update([(module.training, torch.is_grad_enabled())]))
+    config = CPPOConfig(prompts_per_step=2, group_size=4, kl_weight=0.1, num_minibatches=2, advantage_gate=False, **changes)
+    cppo_step(policy, torch.optim.SGD(policy.trainable, lr=1e-3), rows[:2], config, 0)
+    return seen
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_but_the_checkpointed_forward_with_a_graph_runs_in_train_mode(rows, checkpointing):
+    policy = load_policy("tiny", activation_checkpointing=checkpointing)
+    seen = forwards(policy, rows, activation_checkpointing=checkpointing)
+    assert set(seen) == {(False, False), (checkpointing, True)}  # transformers checkpoints in train mode only
+    assert seen[False, False] >= 3 + 1  # reference, old log-probabilities, removing view; a token sampled
+    assert seen[checkpointing, True] >= 2 * 3  # two minibatches, three views
+    assert not any(module.training for module in policy.model.modules())
+
+
+@pytest.mark.parametrize("lora", [LoraOptions(), None], ids=["adapters", "bare"])
+def test_a_loaded_policy_is_in_eval_mode(lora, tmp_path):
+    policy = load_policy("tiny", lora=lora)
+    assert not any(module.training for module in policy.model.modules())
+    if lora:
+        again = load_policy("tiny", adapter=str(save_adapter(tmp_path / "adapter", policy)))
+        assert not any(module.training for module in again.model.modules())
+
+
+def test_checkpointing_covers_every_block():
+    policy = load_policy("tiny", activation_checkpointing=True, quantize="none")
+    blocks = [type(module).__name__ for module in policy.vlm.modules() if getattr(module, "gradient_checkpointing", False)]
+    assert blocks.count("CLIPEncoderLayer") == 2 and blocks.count("LlamaDecoderLayer") == 3
 
 
 def test_completion_padding_changes_no_logit(policy, rows):
@@ -195,3 +248,88 @@ def test_4_bit_weights_cost_little(rows):
     prompts = rollouts.prompts.take(rollouts.prompt_of_row)
     a, b = (scores(p, prompts, rollouts).softmax(dim=-1)[rollouts.completion_mask] for p in (quantised, plain))
     assert np.median((a - b).abs().sum(dim=-1).numpy()) < 0.15
+
+
+NF4 = [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0]  # QLoRA paper, appendix E
+NF4 += [0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0]
+
+
+def test_the_4_bit_weights_are_nf4_and_their_scales_are_quantised_again(policy):
+    states = [m.weight.quant_state for m in policy.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert len(states) == 3 * 7
+    for state in states:
+        assert_close(state.code, torch.tensor(NF4), atol=1e-6, rtol=0)
+        assert state.absmax.dtype == torch.uint8  # 8 bits per block's scale: the second quantisation
+        assert state.state2.absmax.dtype == torch.float32
+
+
+def with_generation_config(folder, **changes):
+    """A copy of the tiny VLM that ships other generation settings."""
+    shutil.copytree(data_folder() / "tiny-vlm", folder)
+    shipped = folder / "generation_config.json"
+    shipped.write_text(json.dumps(json.loads(shipped.read_text()) | changes))
+    return str(folder)
+
+
+HABITS = {
+    "do_sample": True,
+    "top_k": 1,
+    "top_p": 0.1,
+    "repetition_penalty": 3.0,
+    "no_repeat_ngram_size": 1,
+    "min_new_tokens": 20,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_checkpoints_generation_habits_are_dropped(policy, rows, tmp_path, temperature):
+    habitual = load_policy(with_generation_config(tmp_path / "model", **HABITS), lora=LoraOptions(seed=3))
+    assert roll(habitual, rows, temperature=temperature).texts == roll(policy, rows, temperature=temperature).texts
+
+
+def test_every_end_that_a_checkpoint_names_ends_a_completion(policy, rows, tmp_path):
+    usual, another = policy.tokenizer.eos_token_id, policy.tokenizer.convert_tokens_to_ids(";")
+    two_ends = load_policy(with_generation_config(tmp_path / "model", eos_token_id=[usual, another]))
+    rollouts = roll(two_ends, rows)
+    for ids, mask, finished in zip(rollouts.completion_ids, rollouts.completion_mask, rollouts.finished, strict=True):
+        assert finished and ids[mask].tolist().index(another) == mask.sum() - 1
+    assert two_ends.eos_ids == [usual, another]
+
+
+def test_without_an_end_of_its_own_a_checkpoint_ends_as_its_tokenizer_says(policy, tmp_path):
+    endless = load_policy(with_generation_config(tmp_path / "model", eos_token_id=None), lora=None)
+    assert endless.eos_ids == [policy.tokenizer.eos_token_id]
+
+
+def test_sampling_leaves_no_token_out(tmp_path, rows):
+    """400 tokens, nearly as likely as each other, 8000 draws: a top-k (50 by default) or top-p would leave some out."""
+    fields = {"model_type": "idefics3", "text_config": TEXT | {"vocab_size": 400}, "vision_config": VISION["idefics3"]}
+    policy = load_policy(str(random_model(fields, tmp_path)), lora=None, quantize="none")
+    policy.vlm.lm_head.weight.data *= 0.1
+    rollouts = roll(policy, rows[:1], group_size=500, max_new_tokens=16)
+    sampled = set(rollouts.completion_ids[rollouts.completion_mask].tolist())
+    assert sampled == set(range(400)) - set(policy.forbidden_ids)
+
+
+def spoiled(what):
+    """A merge that went wrong: the adapter forgotten, or a weight that is no number."""
+
+    def merge(model, adapter, policy):
+        merged = load_policy(model, quantize="none", lora=None).model
+        if what == "no number":
+            merged.lm_head.weight.data[:] = torch.nan
+        return merged
+
+    return merge
+
+
+@pytest.mark.parametrize("what", ["adapter forgotten", "no number"])
+def test_export_refuses_a_merged_model_that_computes_something_else(tmp_path, monkeypatch, what):
+    policy = load_policy("tiny")
+    for parameter in policy.trainable:
+        parameter.data += 0.05
+    adapter = save_adapter(tmp_path / "adapter", policy)
+    monkeypatch.setattr("cppo_ref.export.merged_model", spoiled(what))
+    with pytest.raises(ArithmeticError, match=r"merged model differs by .* nats per token, expected at most 0\.01"):
+        export_merged("tiny", str(adapter), tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"], "nothing was kept"

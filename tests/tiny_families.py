@@ -47,6 +47,8 @@ def random_model(fields: dict[str, Any], folder: Path, *, dtype: torch.dtype = t
     model_type, vision = fields["model_type"], fields["vision_config"]
     qwen = model_type.startswith("qwen")
     tokenizer = AutoTokenizer.from_pretrained(data_folder() / "tiny-vlm")
+    tokenizer.init_kwargs.pop("processor_class", None)
+    tokenizer._set_processor_class(None)  # the course's is LlavaProcessor
     tokenizer.add_special_tokens({"additional_special_tokens": QWEN_TOKENS if qwen else SMOL_TOKENS})
     tokenizer.chat_template = tokenizer.chat_template.replace(" <image>", " " + (QWEN_IMAGE if qwen else SMOL_IMAGE))
     token = tokenizer.convert_tokens_to_ids
