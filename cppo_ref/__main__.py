@@ -21,7 +21,7 @@ from cppo_ref.profiles import PROFILES
 class TrainFlags:
     """Where the settings of a run come from; later ones win: preset, profile, config file, options."""
 
-    preset: str = setting("cppo-ref", f"published variant to start from: {', '.join(PRESETS)}")
+    preset: str = setting("cppo-ref", f"loss choices to start from, of the paper, its code, or ours: {', '.join(PRESETS)}")
     profile: str = setting("", f"real VLM on one GPU: {', '.join(PROFILES)}; empty: the course's tiny VLM")
     config: str = setting("", "JSON file of settings, such as a run folder's config.json")
     resume: bool = setting(False, "go on from the newest checkpoint of --output")

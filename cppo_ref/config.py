@@ -28,7 +28,7 @@ def setting(default: Any, meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class CPPOConfig:
-    """A training run. "Authors" means github.com/vbdi/cppo, verl recipe, unless AReaL is named."""
+    """A training run. "Authors": github.com/vbdi/cppo, verl recipe, unless AReaL is named; docs/details.md: what differs."""
 
     # what is trained, on what
     model: str = setting("tiny", 'VLM: "tiny", a local folder or a Hub name (paper: Qwen2.5-VL-3B/7B)')
@@ -43,12 +43,12 @@ class CPPOConfig:
     image_folder: str = setting("", "folder that relative image paths start in; empty: beside the data file")
     instruction: str = setting("auto", "text that ends every question; auto: none for shapes, else think-then-box; or none")
     max_prompt_tokens: int = setting(0, "drop longer prompts, image included; 0: what the context leaves (authors: 512)")
-    max_pixels: int = setting(0, "images with more pixels are scaled down to it; 0: as they are (paper: not stated)")
+    max_pixels: int = setting(0, "images with more pixels are scaled down to it; 0: as they are (AReaL: 320², 448²)")
     level: Literal["easy", "hard", "shortcut"] = setting("easy", "shape world: 3×3; 4×4, two colours asked; 3×3 with a hint")
-    seed: int = setting(0, "seeds adapters, data order, sampling and views (paper: one unseeded run)")
+    seed: int = setting(0, "seeds adapters, data order, sampling and views (authors: unseeded views)")
 
     # rollouts
-    steps: int = setting(80, "rollout batches (paper: 2 epochs)")
+    steps: int = setting(80, "rollout batches (paper: 2 epochs; AReaL: 3)")
     prompts_per_step: int = setting(8, "prompts per rollout batch (paper: 512)")
     group_size: int = setting(8, "completions per prompt, G (paper: 5; AReaL: 4)")
     max_new_tokens: int = setting(0, "longest completion, tokens; 0: the level's, other data 128 (paper: 4096; AReaL: 512)")
@@ -70,10 +70,10 @@ class CPPOConfig:
     kl_estimator: Estimator = setting("exact", "KL between views (paper: distributions; authors: k3; AReaL: k1)")
     detach_anchor: bool = setting(True, "no CPL gradient through the original view (authors: False)")
     advantage_gate: bool = setting(True, "CPL only on rows with A > 0 (paper: yes)")
-    preserving: list[str] = setting(["color_jitter", "perspective", "rotation"], "list that I⁺ is drawn from (authors: these)")
-    removing: list[str] = setting(["noise_patches"], "list that I⁻ is drawn from (authors: noise_patches zoom_crop)")
-    preserving_strength: float = setting(1.0, "departure of I⁺ from the image, 1 is the authors' (authors: 1)")
-    removing_strength: float = setting(1.0, "departure of I⁻ from the image, 1 is the authors' (authors: 1)")
+    preserving: list[str] = setting(["color_jitter", "perspective", "rotation"], "kinds that I⁺ is drawn from (authors: these)")
+    removing: list[str] = setting(["noise_patches"], "kinds that I⁻ is drawn from (authors: noise_patches zoom_crop)")
+    preserving_strength: float = setting(1.0, "departure of I⁺ from the image; 1: the authors' ranges, our drawing")
+    removing_strength: float = setting(1.0, "departure of I⁻ from the image; 1: the authors' ranges, our drawing")
 
     # controls of the study: what else could explain an effect of CPL?
     tokens: Tokens = setting("shift", "tokens of CPL: by ΔH, as many at random, all, the true ones (paper: shift)")
@@ -82,13 +82,13 @@ class CPPOConfig:
     augment: float = setting(0.0, "share of a step's images replaced by their I⁺, before sampling (paper: 0)")
 
     # optimizer
-    learning_rate: float = setting(6e-4, "AdamW step size for adapters (paper: 1e-6, full fine-tune)")
-    warmup_steps: int = setting(0, "linear warm-up, steps, then constant (paper: not stated)")
-    weight_decay: float = setting(0.0, "AdamW weight decay on adapters")
+    learning_rate: float = setting(6e-4, "AdamW step size for adapters (paper: 1e-6, full fine-tune; AReaL: 2e-6)")
+    warmup_steps: int = setting(0, "linear warm-up, steps, then constant (authors: 0)")
+    weight_decay: float = setting(0.0, "AdamW weight decay on adapters (authors: 0.01)")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm (authors: 1.0)")
-    num_minibatches: int = setting(1, "optimizer updates per rollout batch and epoch; > 1 is off-policy (paper: 8)")
+    num_minibatches: int = setting(1, "optimizer updates per rollout batch and epoch; > 1 is off-policy (authors: 8; AReaL: 1)")
     num_epochs: int = setting(1, "passes over a rollout batch; > 1 is off-policy (paper: 1)")
-    micro_batch_size: int = setting(64, "rows per forward; changes memory, never the gradient")
+    micro_batch_size: int = setting(64, "rows per forward; changes memory, never the gradient (authors: 8; it does there)")
     activation_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
 
     # the run folder
@@ -161,21 +161,23 @@ class CPPOConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "CPPOConfig":
-        """The settings of a published variant (see PRESETS), with `changes` on top."""
+        """The loss choices of a variant (see PRESETS), with `changes` on top."""
         if name not in PRESETS:
             raise InputError(f"preset is {name!r}, expected one of {_listed(PRESETS)}")
         return cls.from_dict({**PRESETS[name], **changes})
 
 
-_AUTHORS = {"detach_anchor": False, "removing": ["noise_patches", "zoom_crop"]}
+_PUBLISHED = {"detach_anchor": False, "removing": ["noise_patches", "zoom_crop"]}
+# Loss choices and kinds of view. Reward, drawing of the views, means over micro-batches, group size, minibatches, learning rate
+# and weight decay stay ours: no preset repeats a published run. docs/details.md has each difference, with its size.
 PRESETS: dict[str, dict[str, Any]] = {
-    # the paper's text: exact KL between distributions, largest entropy increase
-    "paper": {**_AUTHORS, "kl_estimator": "exact", "ranking": "absolute"},
-    # the authors' verl recipe
-    "verl": {**_AUTHORS, "kl_estimator": "k3", "ranking": "normalized"},
-    # the authors' AReaL engine: k1, no KL to the reference, wider clip, blur among the preserving views
+    # after the paper's text: exact KL between distributions, largest entropy increase
+    "paper": {**_PUBLISHED, "kl_estimator": "exact", "ranking": "absolute"},
+    # after the authors' verl recipe
+    "verl": {**_PUBLISHED, "kl_estimator": "k3", "ranking": "normalized"},
+    # after the authors' AReaL engine: k1, no KL to the reference, wider clip, blur among the preserving views
     "areal": {
-        **_AUTHORS,
+        **_PUBLISHED,
         "kl_estimator": "k1",
         "ranking": "normalized",
         "kl_weight": 0.0,

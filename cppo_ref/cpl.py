@@ -1,8 +1,9 @@
 """The Contrastive Perception Loss: where the policy looks, it should change with the evidence and only with the evidence.
 
 Paper: InfoNCE with one positive (the preserving view) and one negative (the removing view), similarity −KL/τ.
-Here:  the KL is exact over the vocabulary by default; "k3" (authors' verl code) and "k1" (their AReaL code) estimate it from
-       the one sampled token. `detach_anchor` stops the gradient through the original view; the authors let it flow.
+Here:  the KL is exact over the vocabulary by default; "k3" (as the authors' verl code) and "k1" (as their AReaL code)
+       estimate it from the one sampled token. `detach_anchor` stops the gradient through the original view; the authors let it
+       flow. The mean is over all selected tokens of an update; both of their codes average micro-batches.
 Why:   we hold the logits anyway, so the exact KL costs nothing and has no sampling noise. In k1 the anchor cancels:
        (log π − log π⁺) − (log π − log π⁻) no longer contains π at all.
 """
@@ -29,7 +30,7 @@ def view_divergence(
     """KL(π(·|I) ‖ π(·|view)) of each token, in nats.
 
     exact: Σ_v π_v (log π_v − log π′_v).  With r = log π′_o − log π_o at the sampled token o:  k3: e^r − r − 1, r clamped
-    to ±20 and the result to ±10 (authors' verl code);  k1: −r, r clamped to ±20 (authors' AReaL code).
+    to ±20 and the result to ±10 (authors' verl code);  k1: −r clamped to ±10 (authors' AReaL code).
 
     Args:
         logits: of the original view, the anchor π.
@@ -46,11 +47,12 @@ def view_divergence(
     if estimator == "exact":
         return F.kl_div(view, anchor, reduction="none", log_target=True).sum(dim=-1)
     at_token = token_ids.unsqueeze(-1)
-    log_ratio = (view.gather(-1, at_token) - anchor.gather(-1, at_token)).squeeze(-1).clamp(-20, 20)
+    log_ratio = (view.gather(-1, at_token) - anchor.gather(-1, at_token)).squeeze(-1)
     if estimator == "k3":
+        log_ratio = log_ratio.clamp(-20, 20)
         return (log_ratio.exp() - log_ratio - 1).clamp(-10, 10)
     if estimator == "k1":
-        return -log_ratio
+        return -log_ratio.clamp(-10, 10)
     raise ValueError(f'estimator is {estimator!r}, expected "exact", "k3" or "k1"')
 
 

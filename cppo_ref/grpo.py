@@ -4,7 +4,8 @@ Paper: A_i = (r_i − mean)/(std + ε); clipped surrogate with ε = 0.2; KL to t
 Here:  Bessel-corrected std and ε = 1e-4 as in TRL; `aggregation` names how token losses become one number: "token" (every token
        counts the same), "sequence" (every completion counts the same), ("constant", L) (Dr. GRPO: divide by B·L).
 Why:   aggregation decides whether long answers are favoured; it is an option, not a detail. The weights of an optimizer batch
-       are fixed before it is cut into micro-batches, so the micro-batch size changes memory and never the gradient.
+       are fixed before it is cut into micro-batches, so the micro-batch size changes memory and never the gradient. The
+       authors' verl code averages per micro-batch; their AReaL code subtracts the batch's token mean from A before the gate.
 """
 
 from typing import Literal

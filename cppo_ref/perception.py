@@ -3,8 +3,9 @@
 Paper: perception tokens are those whose entropy rises most when information is removed from the image.
 Here:  `ranking` is "absolute" (the paper's words) or "normalized" (the authors' code divides the rise by the removed view's
        entropy); k is rounded up; ties go to the earlier token; only completion tokens count.
-Why:   with every token labelled (the shape world), the absolute ranking finds perception tokens better; the verl code rounds
-       k down, keeps all ties and does not intersect with the response mask, so padding can be selected.
+Why:   with every token labelled (the shape world), the absolute ranking finds perception tokens better. The verl code rounds
+       k down, keeps all ties and does not intersect with the response mask; a padding slot could take a place there, but would
+       not be trained on, because their advantages are masked.
 """
 
 from typing import Literal

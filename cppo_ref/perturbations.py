@@ -1,11 +1,12 @@
 """Views of an image that keep what it shows (preserving) or destroy it (removing).
 
 Paper: one preserving view I⁺ and one removing view I⁻ per image, each drawn from a short list of augmentations.
-Here:  the authors' lists and strengths, on PIL and numpy; `strength` scales the departure from the original (0 = no change,
-       1 = theirs). PAPO's patch mask and a full blank are added for comparison.
+Here:  after the authors' lists and ranges, on PIL and numpy; `strength` scales the departure from the original (0 = no change,
+       1 = their ranges). The pixels are drawn our way: docs/details.md, 24 and 25, has each difference and its size. PAPO's
+       patch mask and a full blank are added for comparison.
 Why:   the authors draw views from an unseeded global generator, so no run of theirs can be repeated. Here every draw comes from
        the generator that is passed in, and `view_rng` makes it a pure function of (seed, step, row): a resumed run sees the
-       same views.
+       same views. The study was run with these views; changing a pixel of them would make its runs those of another program.
 """
 
 from collections.abc import Callable, Sequence
@@ -129,13 +130,13 @@ def _homography(source: np.ndarray, target: np.ndarray) -> list[float]:
 
 @keeps_mode
 def rotation(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> Image.Image:
-    """Turn by up to ±10° about the centre; the corners that open are black."""
+    """Turn by up to ±10° about the centre; the corners that open are black. Bilinear; the authors take the nearest pixel."""
     return image.rotate(rng.uniform(-10, 10) * strength, resample=Image.Resampling.BILINEAR)
 
 
 @keeps_mode
 def blur(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> Image.Image:
-    """Gaussian blur with a 3×3 kernel and σ = `strength` pixels (the authors' AReaL list)."""
+    """Gaussian blur, 3×3 kernel, σ = `strength` pixels; the border is copied (the authors' AReaL code pads with zeros)."""
     if strength <= 0:
         return image
     line = np.exp(-0.5 * (np.arange(-1, 2) / strength) ** 2)
@@ -144,7 +145,7 @@ def blur(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) ->
 
 @keeps_mode
 def noise_patches(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> Image.Image:
-    """Cover the image with 50 patches of uniform noise, each 5–15 % of its width and of its height (occlusion)."""
+    """Cover the image with 50 patches of uniform noise, each 5–15 % of its width and height, rounded (the authors: down)."""
     pixels = np.array(image)
     height, width, _ = pixels.shape
     for _ in range(round(50 * strength)):
@@ -160,7 +161,7 @@ def _patch_side(rng: np.random.Generator, length: int) -> int:
 
 @keeps_mode
 def zoom_crop(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> Image.Image:
-    """Cut out 60–70 % of each side at a random place and scale it back to the full size."""
+    """Cut out 60–70 % of each side at a random place and scale it back; one factor per side (the authors: one for both)."""
     width, height = image.size
     kept = np.clip(1 - strength * (1 - rng.uniform(0.6, 0.7, 2)), 0.05, 1)
     w, h = max(1, round(width * kept[0])), max(1, round(height * kept[1]))
@@ -222,7 +223,7 @@ def preserve(
     names: Sequence[str] = ("color_jitter", "perspective", "rotation"),
     strength: float = 1.0,
 ) -> Image.Image:
-    """I⁺: one information-preserving view, its kind drawn uniformly from `names`. Source: authors' verl dataset."""
+    """I⁺: one information-preserving view, its kind drawn uniformly from `names`. After the authors' verl dataset."""
     return _draw(PRESERVING, names)[int(rng.integers(len(names)))](image, rng, strength)
 
 
@@ -232,7 +233,7 @@ def remove(
     names: Sequence[str] = ("noise_patches", "zoom_crop"),
     strength: float = 1.0,
 ) -> Image.Image:
-    """I⁻: one information-removing view, its kind drawn uniformly from `names`. Source: authors' verl dataset."""
+    """I⁻: one information-removing view, its kind drawn uniformly from `names`. After the authors' verl dataset."""
     return _draw(REMOVING, names)[int(rng.integers(len(names)))](image, rng, strength)
 
 

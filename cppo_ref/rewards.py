@@ -2,7 +2,7 @@
 
 Paper: reward = 0.9 · correct + 0.1 · format.
 Here:  the last \\boxed{} decides; strings and plain numbers are compared directly, everything else by math-verify in a worker
-       process that is killed after a few seconds.
+       process that is killed after a few seconds. The format is not quite the authors': docs/details.md, 6.
 Why:   a policy writes whatever it likes. In-process time-outs cannot stop 9^{9^{9^9}} (one long C call), and signals fail
        outside the main thread; a killed worker always returns.
 """
@@ -63,7 +63,7 @@ def format_reward(text: str) -> float:
 
 
 def reward(text: str, answer: str) -> float:
-    """0.9 · correct + 0.1 · format, in [0, 1]. Source: authors' reward.py."""
+    """0.9 · correct + 0.1 · format, in [0, 1]. Weights: authors' reward.py."""
     return ACCURACY_WEIGHT * accuracy_reward(text, answer) + FORMAT_WEIGHT * format_reward(text)
 
 

@@ -80,7 +80,7 @@ def test_estimates_of_one_token_by_hand(p, q, k3, k1):
 
 @pytest.mark.parametrize(
     ("estimator", "expected"),
-    [("exact", [1e4, 1e4]), ("k3", [10.0, 10.0]), ("k1", [20.0, -20.0])],
+    [("exact", [1e4, 1e4]), ("k3", [10.0, 10.0]), ("k1", [10.0, -10.0])],
 )
 def test_extreme_logits_stay_finite(estimator, expected):
     original = torch.tensor([[[1e4, 0.0], [1e4, 0.0]]], requires_grad=True)
@@ -89,6 +89,33 @@ def test_extreme_logits_stay_finite(estimator, expected):
     divergence = view_divergence(original, view, sampled, estimator=estimator)
     assert divergence[0].tolist() == pytest.approx(expected)
     assert all(torch.isfinite(gradient).all() for gradient in gradients(divergence.sum(), original, view))
+
+
+CLAMPS = [  # log π′ − log π of the sampled token, r; k1 and its slope in r; k3 and its slope in r
+    (-24.0, 10.0, 0.0, 10.0, 0.0),
+    (-12.0, 10.0, 0.0, 10.0, 0.0),  # −r is 12, cut to 10; e^−12 + 12 − 1 = 11, cut to 10
+    (-10.5, 10.0, 0.0, 9.5000275, -0.9999725),  # e^−10.5 + 10.5 − 1
+    (-9.0, 9.0, -1.0, 8.0001234, -0.9998766),
+    (0.0, 0.0, -1.0, 0.0, 0.0),
+    (2.0, -2.0, -1.0, 4.3890561, 6.3890561),  # e² − 2 − 1
+    (2.5, -2.5, -1.0, 8.6824940, 11.1824940),
+    (3.0, -3.0, -1.0, 10.0, 0.0),  # e³ − 3 − 1 = 16.1, cut to 10
+    (9.0, -9.0, -1.0, 10.0, 0.0),
+    (12.0, -10.0, 0.0, 10.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("r", "k1", "k1_slope", "k3", "k3_slope"), CLAMPS)
+def test_clamps_by_hand(r, k1, k1_slope, k3, k3_slope):
+    rare = math.exp(-abs(r)) / 2  # the token has this chance under one of the two views, and ½ under the other
+    chances = (rare, 1 / 2) if r > 0 else (1 / 2, rare)
+    original, view = (torch.tensor([[[p, 1 - p]]], dtype=torch.float64).log().requires_grad_() for p in chances)
+    token, chance_of_the_other = torch.tensor([[0]]), 1 - chances[1]
+    for estimator, value, slope in (("k1", k1, k1_slope), ("k3", k3, k3_slope)):
+        estimate = view_divergence(original, view, token, estimator=estimator)
+        assert estimate.item() == pytest.approx(value, abs=1e-6)
+        (gradient,) = gradients(estimate.sum(), view)  # ∂ log π′_o / ∂ logit_o = 1 − π′_o
+        assert gradient[0, 0, 0].item() == pytest.approx(slope * chance_of_the_other, abs=1e-6)
 
 
 @pytest.mark.parametrize(("estimator", "cancels"), [("exact", False), ("k3", False), ("k1", True)])

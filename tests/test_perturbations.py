@@ -1,11 +1,14 @@
 """Views: every PIL mode and size, determinism, and what each one does to pictures whose outcome is known by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import convolve, gaussian_filter
 
 from cppo_ref import perturbations
+from cppo_ref.datasets import load_rows, row_at
 from cppo_ref.perturbations import PRESERVING, REMOVING, preserve, remove, to_rgb, view_rng
 
 VIEWS = {**PRESERVING, **REMOVING}
@@ -297,3 +300,74 @@ def test_views_that_cannot_be_drawn_are_named(draw, names):
     with pytest.raises(ValueError, match="expected one or more of") as caught:
         draw(quarters(4), np.random.default_rng(0), names)
     assert str(names) in str(caught.value)
+
+
+# --- how far these views are from the authors', as docs/details.md quotes it ---
+
+DETAILS = (Path(__file__).parent.parent / "docs" / "details.md").read_text()
+
+
+def share_covered_by_patches_rounded_down(size, pictures):
+    """The authors' patches: sides rounded down, any corner at which they fit."""
+    (width, height), shares = size, []
+    for seed in range(pictures):
+        rng, covered = np.random.default_rng(seed), np.zeros((height, width), dtype=bool)
+        for _ in range(50):
+            w, h = int(rng.uniform(0.05, 0.15) * width), int(rng.uniform(0.05, 0.15) * height)
+            left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
+            covered[top : top + h, left : left + w] = True
+        shares.append(covered.mean())
+    return np.mean(shares)
+
+
+@pytest.mark.parametrize(
+    ("size", "ours", "theirs"), [((48, 48), 0.388, 0.325), ((200, 160), 0.383, 0.367)], ids=["48 px", "200×160 px"]
+)
+def test_noise_patches_cover_more_than_the_authors_on_small_pictures(size, ours, theirs):
+    black = Image.new("RGB", size)
+    views = [np.asarray(perturbations.noise_patches(black, np.random.default_rng(seed))) for seed in range(300)]
+    assert np.mean([(view > 0).any(2).mean() for view in views]) == pytest.approx(ours, abs=0.004)
+    assert share_covered_by_patches_rounded_down(size, 300) == pytest.approx(theirs, abs=0.004)
+    assert f"{ours:.1%} in place of {theirs:.1%}".replace("%", " %") in DETAILS
+
+
+def test_zoom_crop_stretches_the_cut_by_5_percent_on_average():
+    across, down = np.meshgrid(np.arange(500), np.arange(500))
+    ramps = [Image.fromarray(np.stack([axis // 2] * 3, axis=2).astype(np.uint8)) for axis in (across, down)]
+    stretch = []
+    for seed in range(100):
+        cut = [np.ptp(np.asarray(perturbations.zoom_crop(ramp, np.random.default_rng(seed)), dtype=float)) for ramp in ramps]
+        stretch.append(max(cut) / min(cut) - 1)  # with one factor for both sides: 0
+    assert np.mean(stretch) == pytest.approx(0.05, abs=0.01)
+    assert max(stretch) < 0.18  # 0.7 / 0.6 is 1.17
+    assert "5 % on average, 17 % at most" in DETAILS
+
+
+def test_rotation_differs_from_the_nearest_pixel_by_4_grey_levels():
+    rows = load_rows("shapes", "validation")
+    pictures = [row_at(rows, i)["image"].convert("RGB") for i in range(60)]
+    differences = []
+    for seed, picture in enumerate(pictures):
+        angle = np.random.default_rng(seed).uniform(-10, 10)
+        nearest = np.asarray(picture.rotate(angle), dtype=float)
+        differences.append(np.abs(np.asarray(perturbations.rotation(picture, np.random.default_rng(seed))) - nearest).mean())
+    assert np.mean(differences) == pytest.approx(4, abs=0.5)
+    assert "4 of 255 grey levels a pixel" in DETAILS
+
+
+def test_blur_copies_the_border_that_zero_padding_darkens():
+    white = Image.new("RGB", (48, 48), "white")
+    assert np.asarray(perturbations.blur(white, UNUSED)).min() == 255
+    line = np.exp(-0.5 * np.arange(-1, 2) ** 2)
+    padded = convolve(np.full((48, 48), 255.0), np.outer(line, line) / line.sum() ** 2, mode="constant")
+    assert padded[24, 0] == pytest.approx(185, abs=0.5)
+    assert padded[1:-1, 1:-1].min() == pytest.approx(255)
+    assert "from 255 to 185" in DETAILS
+
+
+def test_perspective_moves_corners_by_a_fifth_more_than_the_authors_on_small_pictures():
+    drawn = Scripted(0.5)
+    perturbations.perspective(Image.new("RGB", (48, 48)), drawn)
+    assert drawn.ranges == [(0, 0.1)]  # of the side, any fraction of a pixel: 2.4 of 48 on average
+    assert np.mean(range(int(0.2 * 24) + 1)) == 2.0  # whole pixels, 0 to 4: torchvision, which the authors use
+    assert "2.4 pixels in place of 2.0" in DETAILS

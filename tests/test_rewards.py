@@ -4,6 +4,7 @@ import random
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -151,6 +152,45 @@ def test_nothing_that_a_policy_writes_raises(verifier, monkeypatch):
 )
 def test_format(text, value):
     assert format_reward(text) == value
+
+
+def authors_format(text):
+    """Their rule: <think> at the very start, then </think>, then an opened box, then a closing brace, with anything between."""
+    position = len("<think>") if text.startswith("<think>") else -1
+    for piece in ("</think>", "\\boxed{", "}"):
+        found = text.find(piece, position) if position >= 0 else -1
+        position = found + len(piece) if found >= 0 else -1
+    return float(position >= 0)
+
+
+EDGES = [  # text, ours, theirs
+    (r"<think> a </think> \boxed{2}", 1.0, 1.0),
+    (r"<think></think>\boxed{2}", 1.0, 1.0),
+    ("<think> a </think> \\boxed{2}.\n", 1.0, 1.0),
+    ("\n" + r"<think> a </think> \boxed{2}", 1.0, 0.0),  # leading whitespace
+    (r"<think> a </think> \boxed{}", 0.0, 1.0),
+    (r"<think> a </think> \boxed{ }", 0.0, 1.0),
+    (r"<think> a <think> b </think> \boxed{2}", 0.0, 1.0),
+    (r"<think> a </think> b </think> \boxed{2}", 0.0, 1.0),
+    (r"<think> a </think> <think> b </think> \boxed{2}", 0.0, 1.0),
+    (r"<think> a </think> \boxed{{2}", 0.0, 1.0),  # unbalanced
+    (r"<think> a </think> \boxed{2", 0.0, 0.0),
+    (r"<think> a </think> 2", 0.0, 0.0),
+    (r"<think> a \boxed{2} </think> 2", 0.0, 0.0),
+    (r"<think> a \boxed{2}", 0.0, 0.0),
+    (r"well <think> a </think> \boxed{2}", 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("text", "ours", "theirs"), EDGES)
+def test_format_beside_the_authors(text, ours, theirs):
+    assert (format_reward(text), authors_format(text)) == (ours, theirs)
+
+
+def test_details_count_the_edge_strings_that_differ():
+    differing = sum(ours != theirs for _, ours, theirs in EDGES)
+    details = (Path(__file__).parent.parent / "docs" / "details.md").read_text()
+    assert f"{differing} of {len(EDGES)} edge strings" in details
 
 
 @pytest.mark.parametrize(
