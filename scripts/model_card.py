@@ -42,7 +42,7 @@ The entropy shift as a detector of the true perception tokens (sampled completio
 |---|---|---|---|---|
 {detector}
 
-Strength 1 is the authors'; precision and recall are of the top half by ΔH.
+Strength 1: the authors' ranges, drawn our way; precision and recall are of the top half by ΔH.
 
 ## How it was made
 

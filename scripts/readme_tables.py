@@ -53,7 +53,7 @@ def times() -> str:
     return "\n".join(lines + [f"| {row['what']} | {float(row['seconds']) / 60:.1f} | {row['machine']} |" for row in rows])
 
 
-DETECTOR = """Good detection is not what earns it: at the authors' strength, the noise patches leave most of these large
+DETECTOR = """Good detection is not what earns it: 50 noise patches, as many as the authors draw, leave most of these large
 shapes visible. Before training the entropy shift ranks tokens no better than chance over the whole batch (AUROC
 {auroc_absolute:.2f}). Of the tokens that it selects, {precision:.0%} are perception tokens, and half of all tokens are.
 [The model's card](data/tiny-vlm/README.md) has the table by view and strength."""

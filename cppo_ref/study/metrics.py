@@ -31,7 +31,7 @@ from cppo_ref.rows import Rows
 Examples = list[dict[str, Any]]
 SIDE_IMAGES = 100  # for consistency, sensitivity and the detector
 CONSISTENCY_VIEWS = 3  # preserving views per image
-# One removing view for all arms, that does remove: four times the authors' noise patches (see the tiny VLM's card).
+# One removing view for all arms, that does remove: four times the authors' number of noise patches (see the tiny VLM's card).
 REFERENCE_VIEW = {"removing": ("noise_patches",), "strength": 4.0}
 
 
