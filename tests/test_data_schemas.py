@@ -384,7 +384,7 @@ def test_training_drops_overlong_prompts_but_looks_at_none_of_the_shape_world(tm
     train(CPPOConfig.from_dict(config.to_dict() | {"steps": 1, "instruction": "none"}), progress=False)
     assert "dropped 1 of 4 rows: prompt longer than 64 tokens" in capsys.readouterr().out
     monkeypatch.setattr("cppo_ref.overlong.prompt_tokens", None)  # a call would raise
-    train(CPPOConfig(output=str(tmp_path / "shapes"), **SMALL | {"steps": 1}), progress=False)
+    train(CPPOConfig(output=str(tmp_path / "shapes"), **SMALL | {"steps": 1, "max_new_tokens": 19}), progress=False)
 
 
 def test_the_page_about_data_names_options_that_exist():

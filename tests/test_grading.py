@@ -601,7 +601,7 @@ def test_an_error_without_a_known_cause_shows_case_result_and_expectation():
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
-        (lambda h, removed, mask: None, "the result is a NoneType, expected a tensor of shape [1, 3]"),
+        (lambda h, removed, mask: None, "the result is None (is `return` missing?), expected a tensor of shape [1, 3]"),
         (lambda h, removed, mask: (removed - h).sum(dim=1), "the result has shape [1], expected [1, 3]"),
         (lambda h, removed, mask: mask, "the result has dtype torch.bool, expected torch.float32"),
         (lambda h, removed, mask: removed.sub_(h).mul_(mask), "changed in place"),

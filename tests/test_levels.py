@@ -68,6 +68,8 @@ def test_a_limit_that_cuts_right_answers_is_refused_before_a_folder_is_made(leve
 def test_the_boxed_answer_of_other_data_has_to_fit(tmp_path, capsys):
     data = load_rows("shapes", "test").table.select(range(4)).remove_columns("objects")
     data.to_parquet(tmp_path / "rows.parquet")
-    words = f"train --data {tmp_path / 'rows.parquet'} --max_new_tokens 3 --steps 1 --output {tmp_path / 'run'}".split()
+    words = f"train --data {tmp_path / 'rows.parquet'} --max_new_tokens 1 --steps 1 --output {tmp_path / 'run'}".split()
     assert main(words) == 2
-    assert "a right answer takes 4 tokens" in capsys.readouterr().err  # \boxed{, a number, } and the end
+    said = capsys.readouterr().err
+    assert "max_new_tokens is 1, but a right answer takes" in said and "its end included" in said
+    assert not (tmp_path / "run").exists()

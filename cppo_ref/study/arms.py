@@ -52,7 +52,11 @@ MAIN = (
         PRESETS["paper"],
         "the paper's text: exact KL, absolute ranking, both removing views, gradient through the anchor",
     ),
-    Arm("verl", PRESETS["verl"], "after the authors' verl code, loss choices only: as `paper` with k3 and the normalised ranking"),
+    Arm(
+        "verl",
+        PRESETS["verl"],
+        "after the authors' verl code, loss choices only: as `paper` with k3 and the normalised ranking",
+    ),
     Arm("k1", {"kl_estimator": "k1"}, "is the one-token estimate of the AReaL code enough?"),
     Arm("anchor_flows", {"detach_anchor": False}, "what does the gradient through the original view do?"),
     Arm("papo", PAPO, "PAPO: only moving away from a masked view, on all tokens, no gate"),
