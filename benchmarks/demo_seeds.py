@@ -21,9 +21,9 @@ from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
 from cppo_ref.demo import SPLITS
 from cppo_ref.evaluation import evaluate_split, split_rows
-from cppo_ref.policy import load_policy, policy_for
-from cppo_ref.study.arms import LEARNING_RATE
 from cppo_ref.training import train
+from cppo_ref.vlm.policy import load_policy, policy_for
+from study.arms import LEARNING_RATE
 
 TARGET = Path(__file__).parent.parent / "data" / "results" / "demo_seeds.csv"
 COLUMNS = ["method", "seed", "split", "avg_at_8", "low", "high", "greedy", "perception", "reasoning", "images", "train_seconds"]

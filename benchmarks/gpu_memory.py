@@ -28,14 +28,16 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 from tiny_families import random_model  # noqa: E402
 
-from cppo_ref import chunks, training, updates  # noqa: E402
+from cppo_ref import step as algorithm  # noqa: E402
 from cppo_ref.__main__ import quiet  # noqa: E402
 from cppo_ref.config import CPPOConfig  # noqa: E402
 from cppo_ref.evaluation import split_rows  # noqa: E402
-from cppo_ref.memory import CONTEXT, estimate, measure, read_peak, reset_peak  # noqa: E402
-from cppo_ref.policy import policy_for  # noqa: E402
-from cppo_ref.profiles import CAPACITY, PROFILES  # noqa: E402
-from cppo_ref.quantization import ARCHITECTURES, model_config, skeleton  # noqa: E402
+from cppo_ref.vlm import chunks  # noqa: E402
+from cppo_ref.vlm.accelerators import accelerator_for  # noqa: E402
+from cppo_ref.vlm.memory import CONTEXT, estimate, measure, read_peak, reset_peak  # noqa: E402
+from cppo_ref.vlm.policy import policy_for  # noqa: E402
+from cppo_ref.vlm.profiles import CAPACITY, PROFILES  # noqa: E402
+from cppo_ref.vlm.quantization import ARCHITECTURES, model_config, skeleton  # noqa: E402
 
 TARGET = ROOT / "data" / "results" / "gpu_memory.csv"
 PAPER = "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -103,25 +105,23 @@ def run_case(run: CPPOConfig, plain: bool, steps: int = 3) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     phases = Phases(device)
     paid = iter(range(10**9))
-    training.reward = lambda text, answer: float(next(paid) % 2)
+    algorithm.reward = lambda text, answer: float(next(paid) % 2)
     if plain:
         chunks.BLOCK = 10**12
     policy = phases.wrap("load", policy_for)(run)
     optimizer = torch.optim.AdamW(policy.trainable, lr=run.learning_rate, weight_decay=0.0)
     optimizer.step = phases.wrap("optimizer", optimizer.step)  # type: ignore[method-assign]
-    accelerator = training.accelerator_for(policy)
+    accelerator = accelerator_for(policy)
     policy.model, optimizer = accelerator.prepare(policy.model, optimizer)
     accelerator.backward = phases.wrap("backward", accelerator.backward)  # type: ignore[method-assign]
-    training.generate_rollouts = phases.wrap("rollouts", training.generate_rollouts)
-    training.with_reference = phases.wrap("reference", training.with_reference)
-    training.with_perception_tokens = phases.wrap("detection", training.with_perception_tokens)
-    updates.loss_terms = phases.wrap("score", updates.loss_terms)
-    updates.perception_term = phases.wrap("cpl", updates.perception_term)
+    wrapped = {"rollouts": "generate_rollouts", "reference": "completion_logprobs", "detection": "find_perception_tokens"}
+    for phase, name in (wrapped | {"score": "loss_terms", "cpl": "perception_term"}).items():
+        setattr(algorithm, name, phases.wrap(phase, getattr(algorithm, name)))
     side = int((run.max_pixels or 48 * 48) ** 0.5)
     rows = [{**row, "image": row["image"].resize((side, side))} for row in split_rows("train", count=run.prompts_per_step)]
     for step in range(steps):
         phases.forget()
-        _, batch = training.cppo_step(policy, optimizer, rows, run, step, accelerator=accelerator)
+        _, batch = algorithm.cppo_step(policy, optimizer, rows, run, step, accelerator=accelerator)
     sampled = int(batch.rollouts.completion_mask.sum())
     measured = {f"{phase}_gb": phases.peak[phase] / 1e9 for phase in PHASES if phase in phases.peak}
     phases.seconds["score"] -= phases.seconds.get("cpl", 0.0)  # it lies inside

@@ -14,7 +14,7 @@ import torch
 from transformers import HfArgumentParser
 
 from cppo_ref.config import PRESETS, CPPOConfig, InputError, setting
-from cppo_ref.profiles import PROFILES
+from cppo_ref.vlm.profiles import PROFILES
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def train_command(arguments: Sequence[str]) -> None:
 
 def audit_command(arguments: Sequence[str]) -> None:
     """Show what is in 4 bits, what learns, and the memory a step needs; takes the options of train."""
-    from cppo_ref.audit import audit
+    from cppo_ref.vlm.audit import audit
 
     config, flags = _settings("audit", arguments)
     print(audit(config, flags.profile))
@@ -121,7 +121,7 @@ def _read_config(path: str) -> dict[str, Any]:
 def evaluate_command(arguments: Sequence[str]) -> None:
     """Evaluate a policy on the plain, shifted and blank test images, and its entropy shift as a detector."""
     from cppo_ref.evaluation import evaluation_report, report_text
-    from cppo_ref.policy import load_policy
+    from cppo_ref.vlm.policy import load_policy
 
     (options,) = parse((EvaluateOptions,), "evaluate", arguments)
     _check_free(options.output)
@@ -139,7 +139,7 @@ def evaluate_command(arguments: Sequence[str]) -> None:
 
 def export_command(arguments: Sequence[str]) -> None:
     """Merge an adapter into a stand-alone 16-bit model."""
-    from cppo_ref.export import export_merged
+    from cppo_ref.vlm.export import export_merged
 
     (options,) = parse((ExportOptions,), "export", arguments)
     _check_free(options.output)
@@ -155,7 +155,7 @@ def demo_command(arguments: Sequence[str]) -> None:
 
 def pretrain_command(arguments: Sequence[str]) -> None:
     """Make the tiny VLM again from nothing."""
-    from cppo_ref.pretraining import PretrainOptions, pretrain
+    from cppo_ref.worlds.pretraining import PretrainOptions, pretrain
 
     (options,) = parse((PretrainOptions,), "pretrain", arguments)
     _check_free(options.output)
@@ -165,14 +165,14 @@ def pretrain_command(arguments: Sequence[str]) -> None:
 
 def study_command(arguments: Sequence[str]) -> None:
     """Run the study of docs/study-protocol.md; what is finished is kept."""
-    from cppo_ref.study.runner import StudyOptions, run_study
+    from study.runner import StudyOptions, run_study
 
     run_study(*parse((StudyOptions,), "study", arguments))
 
 
 def data_command(arguments: Sequence[str]) -> None:
     """Write the shape world's splits."""
-    from cppo_ref.datasets import write_splits
+    from cppo_ref.worlds.splits import write_splits
 
     (options,) = parse((DataOptions,), "data", arguments)
     _check_free(options.output)

@@ -5,11 +5,11 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cppo_ref.cpl import Estimator, PerceptionLoss
+from cppo_ref.cpl import Estimator
 from cppo_ref.grpo import Aggregation
-from cppo_ref.perception import Ranking, Tokens
+from cppo_ref.perception import Ranking
 from cppo_ref.perturbations import PRESERVING, REMOVING
-from cppo_ref.shapes import LEVELS
+from cppo_ref.worlds.shapes import LEVELS
 
 # a level's limit has room for every right answer; "shortcut" has the easy level's pictures and grammar
 LEVEL_TOKENS = {name: level.max_new_tokens for name, level in {**LEVELS, "shortcut": LEVELS["easy"]}.items()}
@@ -75,12 +75,6 @@ class CPPOConfig:
     preserving_strength: float = setting(1.0, "departure of I⁺ from the image; 1: the authors' ranges, our drawing")
     removing_strength: float = setting(1.0, "departure of I⁻ from the image; 1: the authors' ranges, our drawing")
 
-    # controls of the study: what else could explain an effect of CPL?
-    tokens: Tokens = setting("shift", "tokens of CPL: by ΔH, as many at random, all, the true ones (paper: shift)")
-    perception_loss: PerceptionLoss = setting("cpl", "CPL; only its pull to I⁺ or push from I⁻; or PAPO's −KL⁻ (paper: cpl)")
-    policy_weight: float = setting(1.0, "weight of GRPO's surrogate; 0 leaves CPL alone (paper: 1)")
-    augment: float = setting(0.0, "share of a step's images replaced by their I⁺, before sampling (paper: 0)")
-
     # optimizer
     learning_rate: float = setting(6e-4, "AdamW step size for adapters (paper: 1e-6, full fine-tune; AReaL: 2e-6)")
     warmup_steps: int = setting(0, "linear warm-up, steps, then constant (authors: 0)")
@@ -89,6 +83,7 @@ class CPPOConfig:
     num_minibatches: int = setting(1, "optimizer updates per rollout batch and epoch; > 1 is off-policy (authors: 8; AReaL: 1)")
     num_epochs: int = setting(1, "passes over a rollout batch; > 1 is off-policy (paper: 1)")
     micro_batch_size: int = setting(64, "rows per forward; changes memory, never the gradient (authors: 8; it does there)")
+    unpack: bool = setting(False, "small model on a CPU: hold 4-bit weights unpacked, merge adapters to score: memory for time")
     activation_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
 
     # the run folder
@@ -113,7 +108,7 @@ class CPPOConfig:
         positive = ["steps", "prompts_per_step", "max_new_tokens", "temperature", "tau", "learning_rate", "max_grad_norm"]
         positive += ["num_minibatches", "num_epochs", "micro_batch_size", "rollout_batch_size", "save_every"]
         positive += ["keep_checkpoints", "lora_rank", "lora_alpha", "preserving_strength", "removing_strength"]
-        natural = ["kl_weight", "cpl_weight", "warmup_steps", "weight_decay", "eval_rows", "seed", "policy_weight"]
+        natural = ["kl_weight", "cpl_weight", "warmup_steps", "weight_decay", "eval_rows", "seed"]
         natural += ["max_pixels", "max_prompt_tokens"]
         rows = self.prompts_per_step * self.group_size
         checks = [(name, getattr(self, name) > 0, "a number above 0") for name in positive]
@@ -123,7 +118,6 @@ class CPPOConfig:
             *checks,
             ("group_size", self.group_size >= 2, "2 or more: an advantage compares completions of one prompt"),
             ("top_fraction", 0 < self.top_fraction <= 1, "a share above 0 and at most 1"),
-            ("augment", 0 <= self.augment <= 1, "a share between 0 and 1"),
             ("clip_low", 0 < self.clip_low < 1, "a number between 0 and 1"),
             ("clip_high", self.clip_high > 0, "a number above 0"),
             ("num_minibatches", rows % max(self.num_minibatches, 1) == 0, f"a divisor of the {rows} rows of a step"),

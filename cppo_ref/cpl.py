@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Estimator = Literal["exact", "k3", "k1"]
-PerceptionLoss = Literal["cpl", "pull", "push", "papo"]
 
 
 def view_divergence(
@@ -66,31 +65,6 @@ def contrast(
     if tau <= 0:
         raise ValueError(f"tau is {tau}, expected a positive temperature in nats")
     return F.softplus((kl_preserved - kl_removed) / tau)
-
-
-def perception_loss(
-    kl_preserved: Float[Tensor, "*shape"],
-    kl_removed: Float[Tensor, "*shape"],
-    *,
-    kind: PerceptionLoss = "cpl",
-    tau: float = 0.1,
-) -> Float[Tensor, "*shape"]:
-    """What each perception token costs, in nats: CPL, or what the study compares it with.
-
-    cpl: `contrast`.  pull, push: the same value, with gradient through KL⁺ alone or KL⁻ alone.  papo: −KL⁻ (arXiv 2507.06448).
-
-    Raises:
-        ValueError: unknown `kind`.
-    """
-    if kind not in ("cpl", "pull", "push", "papo"):
-        raise ValueError(f'perception_loss is {kind!r}, expected "cpl", "pull", "push" or "papo"')
-    if kind == "papo":
-        return -kl_removed
-    if kind == "pull":
-        kl_removed = kl_removed.detach()
-    if kind == "push":
-        kl_preserved = kl_preserved.detach()
-    return contrast(kl_preserved, kl_removed, tau=tau)
 
 
 def contrastive_perception_loss(

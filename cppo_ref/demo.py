@@ -6,9 +6,9 @@ from typing import Any
 
 from cppo_ref.config import CPPOConfig, setting
 from cppo_ref.evaluation import SplitReport, completion_labels, evaluate_split, sample_answers, split_rows
-from cppo_ref.plots import plot_before_after, plot_training_curves, save_figure
-from cppo_ref.policy import Policy, load_policy, policy_for
+from cppo_ref.pictures.plots import plot_before_after, plot_training_curves, save_figure
 from cppo_ref.training import train
+from cppo_ref.vlm.policy import Policy, load_policy, policy_for
 
 SPLITS = ("test", "test_shift", "test_blank")
 

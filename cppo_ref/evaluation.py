@@ -9,17 +9,16 @@ import torch
 from scipy.stats import bootstrap
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
-from cppo_ref.chunks import over_tokens
 from cppo_ref.config import InputError
-from cppo_ref.datasets import load_rows, row_at
-from cppo_ref.perception import Ranking, entropy_shift, perception_score, select_perception_tokens, token_entropy
+from cppo_ref.examples.loading import load_rows, row_at
+from cppo_ref.examples.rows import images_of
+from cppo_ref.perception import Ranking, entropy_shift, perception_score, select_perception_tokens
 from cppo_ref.perturbations import remove, view_rng
-from cppo_ref.policy import Policy
-from cppo_ref.prompts import Prompts
 from cppo_ref.rewards import accuracy_reward
 from cppo_ref.rollouts import Rollouts, generate_rollouts
-from cppo_ref.rows import images_of
-from cppo_ref.shapes import TokenLabel, label_tokens, level_of
+from cppo_ref.vlm.policy import Policy
+from cppo_ref.vlm.scoring import completion_entropy
+from cppo_ref.worlds.shapes import TokenLabel, label_tokens, level_of
 
 IMAGES_PER_BATCH = 64
 DETECTOR_VIEWS = (
@@ -198,15 +197,9 @@ def completion_shift(
     for i, row in enumerate(rollouts.rows):
         rng = view_rng(seed, 0, i, "remove")
         views.append([remove(image, rng, removing, strength) for image in images_of(row)])
-    ids, mask = rollouts.completion_ids, rollouts.completion_mask
-
-    def entropies(prompts: Prompts) -> torch.Tensor:
-        """[B, T] in nats: the entropy before each token of the completions, which follow these prompts."""
-        hidden = policy.hidden_states(prompts.take(rollouts.prompt_of_row), ids, mask)
-        return over_tokens(lambda h: token_entropy(policy.logits(h)), mask, hidden, vocabulary=policy.vocabulary)
-
-    removed_entropy = entropies(policy.encode(views, [row["question"] for row in rollouts.rows]))
-    return entropy_shift(entropies(rollouts.prompts), removed_entropy, mask), removed_entropy
+    removed = policy.encode(views, [row["question"] for row in rollouts.rows]).take(rollouts.prompt_of_row)
+    removed_entropy = completion_entropy(policy, removed, rollouts.completion_ids, rollouts.completion_mask)
+    return entropy_shift(rollouts.entropy, removed_entropy, rollouts.completion_mask), removed_entropy
 
 
 def split_rows(split: str, level: str = "easy", count: int | None = None) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Ranking = Literal["absolute", "normalized"]
-Tokens = Literal["shift", "random", "all", "true"]
 EPSILON = 1e-6  # nats; the authors' guard against a removed view without entropy
 
 
@@ -77,14 +76,3 @@ def select_perception_tokens(
     share = top_fraction * candidates.sum(dim=-1, keepdim=True, dtype=torch.float64)
     k = torch.ceil(share - 1e-9).clamp(min=1)  # 0.07 · 100 is 7.000000000000001 in floating point, and must stay 7
     return candidates & (rank < k)
-
-
-def random_tokens(
-    selected: Bool[Tensor, "B T"],
-    completion_mask: Bool[Tensor, "B T"],
-    rng: torch.Generator,
-) -> Bool[Tensor, "B T"]:
-    """As many tokens per row as `selected` has, drawn without replacement from the completion tokens: a control."""
-    draws = torch.rand(selected.shape, generator=rng).to(selected.device).masked_fill(~completion_mask, 2.0)
-    rank = draws.argsort(dim=-1).argsort(dim=-1)
-    return completion_mask & (rank < selected.sum(dim=-1, keepdim=True))

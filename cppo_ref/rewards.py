@@ -111,7 +111,7 @@ class _Verifier:
         self.worker = None
 
     def _start(self) -> "subprocess.Popen[str]":
-        # by path, -P: found from any folder, and cppo_ref/datasets.py shadows nothing
+        # by path, -P: found from any folder, and cppo_ref/examples/loading.py shadows nothing
         program = [sys.executable, "-P", __file__]
         pipe = subprocess.PIPE
         worker = subprocess.Popen(program, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 from blocks import filled, write_or_check
 
 from cppo_ref.config import CPPOConfig
-from cppo_ref.memory import measure, peak
-from cppo_ref.profiles import CAPACITY, PROFILES
-from cppo_ref.quantization import model_config, skeleton
-from cppo_ref.study.analysis import difference
-from cppo_ref.study.second import second_rows
-from cppo_ref.study.store import read_csv
+from cppo_ref.vlm.memory import measure, peak
+from cppo_ref.vlm.profiles import CAPACITY, PROFILES
+from cppo_ref.vlm.quantization import model_config, skeleton
+from study.analysis import difference
+from study.second import second_rows
+from study.store import read_csv
 
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "data" / "results"

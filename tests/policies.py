@@ -2,6 +2,9 @@
 
 import torch
 
+from cppo_ref.step import find_perception_tokens
+from cppo_ref.vlm.scoring import completion_logprobs
+
 
 def nudge(policy, seed=1):
     """Move the adapters off zero, by a seeded draw; returns the policy."""
@@ -9,3 +12,17 @@ def nudge(policy, seed=1):
     for parameter in policy.trainable:
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
     return policy
+
+
+def score_batch(policy, batch, config, step=0):
+    """Fill in what `cppo_step` finds out about a batch before its update; the pass under I⁻ is left to the update."""
+    completions = batch.prompts, batch.rollouts.completion_ids, batch.rollouts.completion_mask
+    if config.kl_weight > 0:
+        with policy.reference():
+            batch.ref_logprobs = completion_logprobs(policy, *completions, temperature=config.temperature)
+    if not config.on_policy:
+        batch.old_logprobs = completion_logprobs(policy, *completions, temperature=config.temperature)
+    if config.cpl_weight > 0:
+        find_perception_tokens(policy, batch, config, step)
+    batch.removed_hidden = None
+    return batch

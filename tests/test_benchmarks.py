@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from tiny_families import make_family
 
-from cppo_ref import chunks, training, updates
+from cppo_ref import step
 from cppo_ref.config import CPPOConfig
-from cppo_ref.memory import LiveTensors
+from cppo_ref.vlm import chunks
+from cppo_ref.vlm.memory import LiveTensors
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_memory.py"
 
@@ -19,10 +20,15 @@ def benchmark(monkeypatch):
     spec = importlib.util.spec_from_file_location("gpu_memory", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name in ("reward", "generate_rollouts", "with_reference", "with_perception_tokens"):  # it wraps them: put them back
-        monkeypatch.setattr(training, name, getattr(training, name))
-    for name in ("loss_terms", "perception_term"):
-        monkeypatch.setattr(updates, name, getattr(updates, name))
+    for name in (
+        "reward",
+        "generate_rollouts",
+        "completion_logprobs",
+        "find_perception_tokens",
+        "loss_terms",
+        "perception_term",
+    ):
+        monkeypatch.setattr(step, name, getattr(step, name))  # it wraps them: put them back
     monkeypatch.setattr(chunks, "BLOCK", chunks.BLOCK)
     return module
 

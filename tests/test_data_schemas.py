@@ -11,13 +11,13 @@ from PIL import Image
 
 from cppo_ref.__main__ import main
 from cppo_ref.config import CPPOConfig, InputError
-from cppo_ref.datasets import load_rows, rows_for
-from cppo_ref.overlong import drop_overlong, prompt_tokens
-from cppo_ref.policy import load_policy
+from cppo_ref.examples.loading import load_rows, rows_for
+from cppo_ref.examples.overlong import drop_overlong, prompt_tokens
+from cppo_ref.examples.rows import INSTRUCTION, find_columns, images_of, plain_answer, plain_question, row_at
 from cppo_ref.rewards import reward
-from cppo_ref.rows import INSTRUCTION, find_columns, images_of, plain_answer, plain_question, row_at
-from cppo_ref.shapes import level_named, sample_row
 from cppo_ref.training import train
+from cppo_ref.vlm.policy import load_policy
+from cppo_ref.worlds.shapes import level_named, sample_row
 
 TEXT, PICTURE = datasets.Value("string"), datasets.Image()
 SMALL = {"steps": 2, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 8, "lora_rank": 2, "eval_rows": 0}
@@ -383,7 +383,7 @@ def test_training_drops_overlong_prompts_but_looks_at_none_of_the_shape_world(tm
     config = CPPOConfig(data=str(tmp_path / "rows.jsonl"), output=str(tmp_path / "run"), max_prompt_tokens=64, **SMALL)
     train(CPPOConfig.from_dict(config.to_dict() | {"steps": 1, "instruction": "none"}), progress=False)
     assert "dropped 1 of 4 rows: prompt longer than 64 tokens" in capsys.readouterr().out
-    monkeypatch.setattr("cppo_ref.overlong.prompt_tokens", None)  # a call would raise
+    monkeypatch.setattr("cppo_ref.examples.overlong.prompt_tokens", None)  # a call would raise
     train(CPPOConfig(output=str(tmp_path / "shapes"), **SMALL | {"steps": 1, "max_new_tokens": 19}), progress=False)
 
 

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from cppo_ref.config import InputError
-from cppo_ref.datasets import data_folder, load_rows, make_split, step_rows
+from cppo_ref.examples.loading import load_rows, step_rows
+from cppo_ref.examples.rows import Rows, row_at
 from cppo_ref.perturbations import PRESERVING
-from cppo_ref.rows import Rows, row_at
+from cppo_ref.worlds.splits import data_folder, make_split
 
 COMMITTED = data_folder() / "shapes"
 VIEWS = {name: PRESERVING[name] for name in ("color_jitter", "perspective", "rotation")}
@@ -29,7 +30,7 @@ SMALL = [f"{level}/{split}" for level in ("easy", "hard") for split in ("validat
 def written(tmp_path_factory):
     """Every split, written by another process with a hash seed of its own."""
     folder = tmp_path_factory.mktemp("splits")
-    code = f"from pathlib import Path; from cppo_ref.datasets import write_splits; write_splits(Path({str(folder)!r}))"
+    code = f"from pathlib import Path; from cppo_ref.examples.loading import write_splits; write_splits(Path({str(folder)!r}))"
     environment = os.environ | {"PYTHONHASHSEED": "4242"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
     return folder

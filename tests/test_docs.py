@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cppo_ref.config import CPPOConfig
-from cppo_ref.metrics import StepMetrics
+from cppo_ref.runs.metrics import StepMetrics
 
 ROOT = Path(__file__).parent.parent
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/details.md", "docs/glossary.md")}
@@ -41,7 +41,7 @@ def test_all_code_that_a_page_names_exists(page):
 
 
 def test_the_check_of_names_finds_a_function_that_moved():
-    text = "`cppo_ref/policy.py: _check_4bit` `cppo_ref/grpo.py: policy_loss`, `weightless` `cppo_ref/cpl.py: contrast`"
+    text = "`cppo_ref/vlm/policy.py: _check_4bit` `cppo_ref/grpo.py: policy_loss`, `weightless` `cppo_ref/cpl.py: contrast`"
     found = [(module, name, missing(module, name)) for module, name in named_code(text)]
     assert [name for _, name, gone in found if gone] == ["_check_4bit", "weightless"]
     assert len(found) == 4

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from cppo_ref.datasets import data_folder
 from cppo_ref.evaluation import (
     Interval,
     avg_at_k,
@@ -18,8 +17,9 @@ from cppo_ref.evaluation import (
     evaluate_split,
     split_rows,
 )
-from cppo_ref.policy import load_policy
 from cppo_ref.rollouts import Rollouts, generate_rollouts
+from cppo_ref.vlm.policy import load_policy
+from cppo_ref.worlds.splits import data_folder
 
 
 @pytest.fixture(scope="module")

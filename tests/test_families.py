@@ -12,14 +12,13 @@ from policies import nudge
 from tiny_families import TYPES, make_family
 from torch.testing import assert_close
 
-from cppo_ref.checkpoints import save_adapter
 from cppo_ref.config import CPPOConfig
 from cppo_ref.evaluation import split_rows
-from cppo_ref.export import export_merged
-from cppo_ref.policy import LoraOptions, load_policy
 from cppo_ref.rollouts import generate_rollouts
-from cppo_ref.training import cppo_step
-from cppo_ref.updates import loss_terms
+from cppo_ref.runs.checkpoints import save_adapter
+from cppo_ref.step import cppo_step, loss_terms
+from cppo_ref.vlm.export import export_merged
+from cppo_ref.vlm.policy import LoraOptions, load_policy
 
 QUESTIONS = ["how many red shapes ?", "how many blue shapes plus red shapes ?"]  # prompts of two lengths
 ADAPTED = {  # (vision, language) layers with adapters, counted in the configs by hand: blocks × linear layers of a block
@@ -145,7 +144,7 @@ def gradients(folder, rows, monkeypatch, settings):
     """Gradients of one step whose rewards are 1 for the first completion of each prompt and 0 for the others."""
     policy = nudge(load_policy(str(folder), lora=LoraOptions(rank=4)))
     paid = iter([1.0, 0.0, 0.0] * 2)
-    monkeypatch.setattr("cppo_ref.training.reward", lambda text, answer: next(paid))
+    monkeypatch.setattr("cppo_ref.step.reward", lambda text, answer: next(paid))
     _, batch = cppo_step(policy, torch.optim.SGD(policy.trainable, lr=0.0), rows, settings, 0)
     return [p.grad for p in policy.trainable], batch
 
@@ -175,8 +174,8 @@ def test_the_gate_is_exact(folder, rows, monkeypatch):
     batch = replace(batch, selected=mask & batch.gate[:, None])  # a random model hardly looks: take all its gated tokens
     cpl_weights = batch.selected / batch.selected.sum()
     gated = loss_terms(policy, batch, torch.arange(6), mask / mask.sum(), cpl_weights, settings)["cpl"]
-    views = (rollouts.prompts, batch.preserved, batch.removed)
-    logits = [policy.score(view.take(rollouts.prompt_of_row), rollouts.completion_ids, mask).log_softmax(-1) for view in views]
+    views = (batch.prompts, *batch.views)
+    logits = [policy.score(view, rollouts.completion_ids, mask).log_softmax(-1) for view in views]
     kls = [(logits[0].detach().exp() * (logits[0].detach() - view)).sum(dim=-1) for view in logits[1:]]
     plain = (torch.nn.functional.softplus((kls[0] - kls[1]) / settings.tau) * cpl_weights).sum()
     assert_close(gated, plain, atol=1e-6, rtol=1e-5)

@@ -6,10 +6,11 @@ from transformers import AutoTokenizer
 from cppo_ref import evaluation
 from cppo_ref.__main__ import _settings, main
 from cppo_ref.config import CPPOConfig
-from cppo_ref.datasets import data_folder, load_rows
 from cppo_ref.evaluation import sample_answers, split_rows
-from cppo_ref.policy import load_policy
-from cppo_ref.shapes import LEVELS, asked_colors, completion_text, level_of
+from cppo_ref.examples.loading import load_rows
+from cppo_ref.vlm.policy import load_policy
+from cppo_ref.worlds.shapes import LEVELS, asked_colors, completion_text, level_of
+from cppo_ref.worlds.splits import data_folder
 
 # counted by hand: <think>, 9 cells, ";", "red : 2", </think>, "\boxed{ 2 }" and the end; 16 cells, two counts and a total
 TOKENS = {"easy": 1 + 9 + 4 + 1 + 3 + 1, "hard": 1 + 16 + 3 * 4 + 1 + 3 + 1, "shortcut": 19}

@@ -9,16 +9,18 @@ import tiny_families
 import torch
 from tiny_families import TYPES, make_family
 
-from cppo_ref import memory, training
+from cppo_ref import training
 from cppo_ref.__main__ import main
-from cppo_ref.audit import PARTS, audit
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.evaluation import split_rows
-from cppo_ref.memory import LiveTensors, advice, estimate, measure, peak
-from cppo_ref.policy import Policy, policy_for
-from cppo_ref.profiles import CAPACITY, PROFILES
-from cppo_ref.quantization import model_config, skeleton
-from cppo_ref.training import cppo_step, train
+from cppo_ref.step import cppo_step
+from cppo_ref.training import train
+from cppo_ref.vlm import memory
+from cppo_ref.vlm.audit import PARTS, audit
+from cppo_ref.vlm.memory import LiveTensors, advice, estimate, measure, peak
+from cppo_ref.vlm.policy import Policy, policy_for
+from cppo_ref.vlm.profiles import CAPACITY, PROFILES
+from cppo_ref.vlm.quantization import model_config, skeleton
 
 # published sizes in millions: all weights, language linears, embeddings
 PUBLISHED = {
@@ -84,7 +86,7 @@ def test_the_estimate_is_near_the_tensors_that_a_step_holds(wide, tmp_path, monk
     rows = [{"image": image, "question": "how many ?", "answer": "1"}]
     monkeypatch.setattr(Policy, "forbidden_ids", [2, *range(40, 44)])  # no end of sequence, no image: full length
     # a random model hardly looks: without this no token would be selected, and no view scored
-    monkeypatch.setattr("cppo_ref.controls.select_perception_tokens", lambda shift, removed_entropy, mask, **_: mask)
+    monkeypatch.setattr("study.controls.select_perception_tokens", lambda shift, removed_entropy, mask, **_: mask)
     with LiveTensors() as live:
         policy = policy_for(run)
         loaded = live.live

@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 from scipy.ndimage import convolve, gaussian_filter
 
 from cppo_ref import perturbations
-from cppo_ref.datasets import load_rows, row_at
+from cppo_ref.examples.loading import load_rows, row_at
 from cppo_ref.perturbations import PRESERVING, REMOVING, preserve, remove, to_rgb, view_rng
 
 VIEWS = {**PRESERVING, **REMOVING}

@@ -5,9 +5,9 @@ import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
-from cppo_ref import plots
 from cppo_ref.evaluation import Interval, SplitReport, split_rows
-from cppo_ref.shapes import TokenLabel
+from cppo_ref.pictures import plots
+from cppo_ref.worlds.shapes import TokenLabel
 
 mpl.use("Agg")
 

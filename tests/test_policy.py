@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from tiny_families import TEXT, VISION, random_model
 from torch.testing import assert_close
 
-from cppo_ref.checkpoints import save_adapter
 from cppo_ref.config import CPPOConfig, InputError
-from cppo_ref.datasets import data_folder, load_rows, row_at
-from cppo_ref.devices import choose_dtype
-from cppo_ref.export import export_merged
-from cppo_ref.policy import LoraOptions, load_policy
-from cppo_ref.prompts import Prompts, encode_prompts
+from cppo_ref.examples.loading import load_rows, row_at
 from cppo_ref.rollouts import completion_mask, generate_rollouts
-from cppo_ref.training import cppo_step
+from cppo_ref.runs.checkpoints import save_adapter
+from cppo_ref.step import cppo_step
+from cppo_ref.vlm.devices import choose_dtype
+from cppo_ref.vlm.export import export_merged
+from cppo_ref.vlm.policy import LoraOptions, load_policy
+from cppo_ref.vlm.prompts import Prompts, encode_prompts
+from cppo_ref.worlds.splits import data_folder
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +330,7 @@ def test_export_refuses_a_merged_model_that_computes_something_else(tmp_path, mo
     for parameter in policy.trainable:
         parameter.data += 0.05
     adapter = save_adapter(tmp_path / "adapter", policy)
-    monkeypatch.setattr("cppo_ref.export.merged_model", spoiled(what))
+    monkeypatch.setattr("cppo_ref.vlm.export.merged_model", spoiled(what))
     with pytest.raises(ArithmeticError, match=r"merged model differs by .* nats per token, expected at most 0\.01"):
         export_merged("tiny", str(adapter), tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"], "nothing was kept"

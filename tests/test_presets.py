@@ -9,10 +9,10 @@ import torch
 import cppo_ref.training as training
 from cppo_ref.config import PRESETS, CPPOConfig
 from cppo_ref.cpl import contrast, contrastive_perception_loss
-from cppo_ref.datasets import load_rows, step_rows
+from cppo_ref.examples.loading import load_rows, step_rows
 from cppo_ref.grpo import group_advantages
 from cppo_ref.perception import select_perception_tokens
-from cppo_ref.policy import load_policy
+from cppo_ref.vlm.policy import load_policy
 
 DETAILS = (Path(__file__).parent.parent / "docs" / "details.md").read_text()
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cppo_ref.checkpoints import best_checkpoint, checkpoints, read_state, save_checkpoint
+from cppo_ref import step as algorithm
 from cppo_ref.config import CPPOConfig, InputError
-from cppo_ref.policy import load_policy
+from cppo_ref.runs.checkpoints import best_checkpoint, checkpoints, read_state, save_checkpoint
 from cppo_ref.training import train
+from cppo_ref.vlm.policy import load_policy
 
 SMALL = {"prompts_per_step": 2, "group_size": 4, "eval_rows": 0, "save_every": 2, "cpl_weight": 0.1, "warmup_steps": 3}
 
@@ -95,15 +96,14 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
 
 
 def test_a_non_finite_loss_saves_what_is_good_first(tmp_path, monkeypatch):
-    from cppo_ref import updates
 
-    real, calls = updates.clipped_surrogate, []
+    real, calls = algorithm.clipped_surrogate, []
 
     def broken(*args, **kwargs):
         calls.append(1)
         return real(*args, **kwargs) * (float("nan") if len(calls) > 1 else 1.0)
 
-    monkeypatch.setattr(updates, "clipped_surrogate", broken)
+    monkeypatch.setattr(algorithm, "clipped_surrogate", broken)
     with pytest.raises(ArithmeticError, match=r"step 1: loss is nan.*last good state is in"):
         run(tmp_path / "a", 4)
     monkeypatch.undo()
@@ -125,7 +125,7 @@ def test_training_raises_the_reward(tmp_path):
 
 
 def test_the_merged_model_computes_what_the_policy_computes(tmp_path):
-    from cppo_ref.export import export_merged
+    from cppo_ref.vlm.export import export_merged
 
     result = run(tmp_path / "a", 2)
     policy = load_policy("tiny", adapter=str(result.adapter))

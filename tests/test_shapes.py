@@ -9,8 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cppo_ref.pretraining import build_processor
-from cppo_ref.shapes import BACKGROUND, COLORS, LEVELS, completion_text, label_tokens, level_named, sample_row
+from cppo_ref.worlds.pretraining import build_processor
+from cppo_ref.worlds.shapes import BACKGROUND, COLORS, LEVELS, completion_text, label_tokens, level_named, sample_row
 
 SEEN = "red none blue red none none green none none"
 GOOD = rf"<think> {SEEN} ; red : 2 </think> \boxed{{ 2 }}"
@@ -69,7 +69,7 @@ def test_cells_without_a_shape_have_no_kind():
 
 def test_rows_are_the_same_in_processes_with_different_hash_seeds():
     code = (
-        "import hashlib, numpy as np; from cppo_ref.shapes import LEVELS, sample_row\n"
+        "import hashlib, numpy as np; from cppo_ref.worlds.shapes import LEVELS, sample_row\n"
         "rng, sha = np.random.default_rng(7), hashlib.sha256()\n"
         "for level in LEVELS.values():\n"
         "    for row in (sample_row(rng, level) for _ in range(50)):\n"

@@ -2,25 +2,26 @@
 
 import dataclasses
 import inspect
-from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from policies import nudge
+from policies import nudge, score_batch
 from torch.testing import assert_close
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.cpl import contrastive_perception_loss, view_divergence
-from cppo_ref.datasets import load_rows, step_rows
+from cppo_ref.examples.loading import load_rows, step_rows
+from cppo_ref.examples.views import views_of
 from cppo_ref.grpo import group_advantages, token_logprobs
 from cppo_ref.perception import entropy_shift, select_perception_tokens, token_entropy
-from cppo_ref.policy import LoraOptions, load_policy
 from cppo_ref.rewards import reward
-from cppo_ref.rollouts import generate_rollouts
-from cppo_ref.training import accelerator_for, cppo_step, encode_views, with_perception_tokens, with_reference
-from cppo_ref.updates import Batch, NonFiniteError, loss_terms, stream_seed, update
+from cppo_ref.rollouts import Batch, generate_rollouts
+from cppo_ref.runs.seeds import stream_seed
+from cppo_ref.step import NonFiniteError, cppo_step, encode_views, loss_terms, update
+from cppo_ref.vlm.accelerators import accelerator_for
+from cppo_ref.vlm.policy import LoraOptions, load_policy
 
 CONFIG = CPPOConfig(prompts_per_step=3, group_size=4, cpl_weight=0.5)
 
@@ -42,7 +43,7 @@ def make_batch(policy, rows, config=CONFIG):
     rewards = torch.tensor([0.1, 1.0, 0.1, 0.1] * len(rows))
     advantages = group_advantages(rewards, config.group_size)
     batch = Batch(rollouts, rewards, advantages, advantages > 0)
-    return with_perception_tokens(policy, with_reference(policy, batch, config), config, step=0)
+    return score_batch(policy, batch, config)
 
 
 def optimizer_for(policy):
@@ -63,15 +64,15 @@ def accelerator():
 def test_gating_changes_neither_loss_nor_gradient(policy, rows):
     """Against a plain implementation that scores every view of every row and multiplies by the gate afterwards."""
     batch = make_batch(policy, rows)
-    rollouts, ids, mask = batch.rollouts, batch.rollouts.completion_ids, batch.rollouts.completion_mask
+    ids, mask = batch.rollouts.completion_ids, batch.rollouts.completion_mask
     weights, cpl_weights = mask / mask.sum(), batch.selected / batch.selected.sum()
     everyone = torch.arange(len(ids))
     gated = loss_terms(policy, batch, everyone, weights, cpl_weights, CONFIG)["cpl"]
     gated_gradients = torch.autograd.grad(gated, policy.trainable)
 
-    preserved, removed = encode_views(policy, rollouts, CONFIG, step=0)
+    everything = dataclasses.replace(batch, gate=torch.ones_like(batch.gate))
     original, plus, minus = (
-        policy.score(view.take(rollouts.prompt_of_row), ids, mask) for view in (rollouts.prompts, preserved, removed)
+        policy.score(view, ids, mask) for view in (batch.prompts, *encode_views(policy, everything, CONFIG, step=0))
     )
     removed_entropy = token_entropy(minus).detach()
     shift = entropy_shift(token_entropy(original).detach(), removed_entropy, mask)
@@ -105,9 +106,20 @@ def test_the_perturbed_forwards_run_for_the_rows_with_a_positive_advantage_only(
     metrics, batch = cppo_step(policy, optimizer_for(policy), rows, CONFIG, step=0)
     positive = int((batch.advantages > 0).sum())
     assert metrics.perturbed_rows == metrics.gated_rows == positive > 0
-    original, removed = positive, positive  # detection, without graph
     looked = int(batch.selected.any(dim=1).sum())
-    assert sum(scored) == 12 + original + removed + 12 + 2 * looked  # reference, detection, update with both views
+    assert sum(scored) == 12 + positive + 12 + looked  # reference, I⁻ for detection and update, update, I⁺
+
+
+def test_with_several_micro_batches_the_removed_view_is_computed_again_and_the_step_is_the_same(rows):
+    moved = []
+    for size in (64, 4):
+        policy = nudge(load_policy("tiny"))
+        before = [parameter.detach().clone() for parameter in policy.trainable]
+        _, batch = cppo_step(policy, optimizer_for(policy), rows, dataclasses.replace(CONFIG, micro_batch_size=size), step=0)
+        assert batch.selected.any() and batch.removed_hidden is None
+        moved.append([a - b for a, b in zip(policy.trainable, before, strict=True)])
+    for one, several in zip(*moved, strict=True):
+        assert_close(one, several, atol=1e-6, rtol=1e-3)
 
 
 def plain_grpo_step(policy, optimizer, rows, config, step):
@@ -147,7 +159,7 @@ def test_lambda_zero_is_grpo_to_the_bit(rows):
 
 
 def test_identical_views_give_no_shift_and_select_nothing(policy, rows, monkeypatch):
-    monkeypatch.setattr("cppo_ref.training.remove", lambda image, *_: image)
+    monkeypatch.setattr("cppo_ref.examples.views.remove", lambda image, *_: image)
     batch = make_batch(policy, rows)
     assert batch.shift.abs().max() == 0
     assert not batch.selected.any()
@@ -155,14 +167,14 @@ def test_identical_views_give_no_shift_and_select_nothing(policy, rows, monkeypa
 
 def test_identical_views_cost_log_two(policy, rows, monkeypatch):
     batch = make_batch(policy, rows)
-    same = dataclasses.replace(batch, preserved=batch.rollouts.prompts, removed=batch.rollouts.prompts)
+    same = dataclasses.replace(batch, views=(batch.prompts, batch.prompts))
     mask = batch.rollouts.completion_mask
     terms = loss_terms(policy, same, torch.arange(12), mask / mask.sum(), batch.selected / batch.selected.sum(), CONFIG)
     assert_close(terms["cpl"].item(), 0.6931472, atol=1e-5, rtol=0)
 
 
 def test_a_step_without_any_signal_updates_nothing(policy, rows, monkeypatch):
-    monkeypatch.setattr("cppo_ref.training.reward", lambda text, answer: 0.1)
+    monkeypatch.setattr("cppo_ref.step.reward", lambda text, answer: 0.1)
     before = [parameter.clone() for parameter in policy.trainable]
     config = dataclasses.replace(CONFIG, kl_weight=0.0)
     metrics, _ = cppo_step(policy, optimizer_for(policy), rows, config, step=0)
@@ -171,7 +183,7 @@ def test_a_step_without_any_signal_updates_nothing(policy, rows, monkeypatch):
 
 
 def test_dead_groups_still_feel_the_kl(policy, rows, monkeypatch):
-    monkeypatch.setattr("cppo_ref.training.reward", lambda text, answer: 0.1)
+    monkeypatch.setattr("cppo_ref.step.reward", lambda text, answer: 0.1)
     metrics, _ = cppo_step(policy, optimizer_for(policy), rows, CONFIG, step=0)
     assert metrics.updates == 1
     assert metrics.grad_norm > 0
@@ -179,7 +191,7 @@ def test_dead_groups_still_feel_the_kl(policy, rows, monkeypatch):
 
 def test_a_non_finite_loss_stops_before_the_parameters_change(policy, rows, monkeypatch):
     before = [parameter.clone() for parameter in policy.trainable]
-    monkeypatch.setattr("cppo_ref.updates.clipped_surrogate", lambda logprobs, *_, **__: logprobs * float("nan"))
+    monkeypatch.setattr("cppo_ref.step.clipped_surrogate", lambda logprobs, *_, **__: logprobs * float("nan"))
     with pytest.raises(NonFiniteError, match="loss is nan"):
         cppo_step(policy, optimizer_for(policy), rows, CONFIG, step=0)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable, strict=True))
@@ -202,18 +214,6 @@ def test_every_preset_takes_a_step(policy, rows, preset):
     assert any(not torch.equal(a, b) for a, b in zip(before, policy.trainable, strict=True))
 
 
-class Views:
-    """Stands in for a policy: what it would encode, it keeps."""
-
-    def __init__(self):
-        self.encoded = []
-
-    def encode(self, images, questions):
-        """The images, one list per prompt."""
-        self.encoded.append(images)
-        return images
-
-
 def drawn_views(monkeypatch, rows, config, step=0):
     """(preserved, removed): for each prompt and image (which, image, names, strength, state of the generator)."""
     for which in ("preserve", "remove"):
@@ -221,10 +221,9 @@ def drawn_views(monkeypatch, rows, config, step=0):
         def note(image, rng, names, strength, which=which):
             return which, image, names, strength, rng.bit_generator.state["state"]["state"]
 
-        monkeypatch.setattr(f"cppo_ref.training.{which}", note)
-    rollouts, views = SimpleNamespace(rows=rows), Views()
-    inspect.unwrap(encode_views)(views, rollouts, config, step)  # past the type checks
-    return views.encoded
+        monkeypatch.setattr(f"cppo_ref.examples.views.{which}", note)
+    draw = inspect.unwrap(views_of)  # past the type checks
+    return zip(*(draw(row, i, config, step) for i, row in enumerate(rows)), strict=True)
 
 
 def test_each_view_is_drawn_from_its_own_list_at_its_own_strength(monkeypatch, rows):
@@ -253,7 +252,7 @@ def test_every_image_of_a_row_gets_a_view_of_its_own(monkeypatch, rows):
 
 def test_the_step_reports_right_answers_and_formats_of_its_rewards(policy, rows, monkeypatch):
     rewards = iter([1.0, 0.9, 0.9, 0.9, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])  # 4 right, 2 in the format
-    monkeypatch.setattr("cppo_ref.training.reward", lambda text, answer: next(rewards))
+    monkeypatch.setattr("cppo_ref.step.reward", lambda text, answer: next(rewards))
     config = dataclasses.replace(CONFIG, cpl_weight=0.0, max_new_tokens=4)
     metrics, _ = cppo_step(policy, optimizer_for(policy), rows, config, step=0)
     assert (metrics.accuracy, metrics.format, metrics.reward) == pytest.approx((4 / 12, 2 / 12, 3.8 / 12))

@@ -6,16 +6,16 @@ from itertools import product
 import pytest
 import torch
 from accelerate import Accelerator
-from policies import nudge
+from policies import nudge, score_batch
 from torch.distributions import Categorical
 from torch.testing import assert_close
 
 from cppo_ref.config import CPPOConfig
-from cppo_ref.datasets import load_rows, step_rows
-from cppo_ref.policy import load_policy
-from cppo_ref.rollouts import generate_rollouts
-from cppo_ref.training import cppo_step, with_perception_tokens, with_reference
-from cppo_ref.updates import Batch, NonFiniteError, minibatches, stream_seed, update
+from cppo_ref.examples.loading import load_rows, step_rows
+from cppo_ref.rollouts import Batch, generate_rollouts
+from cppo_ref.runs.seeds import stream_seed
+from cppo_ref.step import NonFiniteError, Parts, cppo_step, minibatches, update
+from cppo_ref.vlm.policy import load_policy
 
 CONFIG = CPPOConfig(prompts_per_step=2, group_size=2, max_new_tokens=16, cpl_weight=0.5, max_grad_norm=1e9)
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.7, 0.3])
@@ -39,16 +39,17 @@ def accelerator():
 def make_batch(policy, rows, config=CONFIG):
     """Four completions of unequal length, with advantages of both signs."""
     rng = torch.Generator().manual_seed(0)
-    rollouts = generate_rollouts(policy, rows, group_size=config.group_size, max_new_tokens=config.max_new_tokens, rng=rng)
+    options = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature, "rng": rng}
+    rollouts = generate_rollouts(policy, rows, group_size=config.group_size, **options)
     mask = rollouts.completion_mask & (torch.arange(rollouts.completion_mask.shape[1]) < torch.tensor([[3], [16], [8], [12]]))
     rollouts = dataclasses.replace(rollouts, completion_mask=mask)
     batch = Batch(rollouts, torch.zeros(4), ADVANTAGES, ADVANTAGES > 0)
-    return with_perception_tokens(policy, with_reference(policy, batch, config), config, step=0)
+    return score_batch(policy, batch, config)
 
 
-def gradients(policy, batch, config, accelerator, rows=None):
+def gradients(policy, batch, config, accelerator, rows=None, policy_weight=1.0):
     still, rows = torch.optim.SGD(policy.trainable, lr=0.0), torch.arange(4) if rows is None else rows
-    update(policy, still, batch, rows, config, accelerator)
+    update(policy, still, batch, rows, config, accelerator, Parts(policy_weight=policy_weight))
     return [parameter.grad.clone() for parameter in policy.trainable]
 
 
@@ -61,8 +62,7 @@ def assert_same(got, want):
 def logprobs(policy, batch, temperature=1.0):
     """log π of the sampled tokens, by torch's own categorical distribution."""
     rollouts = batch.rollouts
-    prompts = rollouts.prompts.take(rollouts.prompt_of_row)
-    logits = policy.score(prompts, rollouts.completion_ids, rollouts.completion_mask) / temperature
+    logits = policy.score(batch.prompts, rollouts.completion_ids, rollouts.completion_mask) / temperature
     return Categorical(logits=logits).log_prob(rollouts.completion_ids)
 
 
@@ -71,12 +71,12 @@ def logprobs(policy, batch, temperature=1.0):
 
 def test_scoring_and_detection_are_at_the_temperature_of_sampling(policy, rows):
     batch = make_batch(policy, rows, dataclasses.replace(CONFIG, temperature=2.0, num_epochs=2))
-    mask, index = batch.rollouts.completion_mask, batch.rollouts.prompt_of_row
+    mask = batch.rollouts.completion_mask
     with torch.no_grad():
         assert_close(batch.old_logprobs[mask], logprobs(policy, batch, 2.0)[mask], atol=1e-5, rtol=1e-4)
         entropies = [
-            Categorical(logits=policy.score(view.take(index), batch.rollouts.completion_ids, mask) / 2).entropy()
-            for view in (batch.rollouts.prompts, batch.removed)
+            Categorical(logits=policy.score(view, batch.rollouts.completion_ids, mask) / 2).entropy()
+            for view in (batch.prompts, batch.views[1])
         ]
     with policy.reference():
         assert_close(batch.ref_logprobs[mask], logprobs(policy, batch, 2.0)[mask], atol=1e-5, rtol=1e-4)
@@ -88,13 +88,14 @@ def test_scoring_and_detection_are_at_the_temperature_of_sampling(policy, rows):
 @pytest.mark.parametrize("only", ["policy_weight", "kl_weight", "cpl_weight"])
 def test_an_update_at_temperature_2_is_one_with_half_of_the_logits(policy, rows, accelerator, only):
     weights = {"policy_weight": 0.0, "kl_weight": 0.0, "cpl_weight": 0.0} | {only: 1.0}
+    reward = {"policy_weight": weights.pop("policy_weight")}
     batch = make_batch(policy, rows, dataclasses.replace(CONFIG, temperature=2.0))
     alone = dataclasses.replace(CONFIG, **weights)
-    got = gradients(policy, batch, dataclasses.replace(alone, temperature=2.0), accelerator)
+    got = gradients(policy, batch, dataclasses.replace(alone, temperature=2.0), accelerator, **reward)
     head = policy.vlm.lm_head
     head.weight = torch.nn.Parameter(head.weight.data / 2, requires_grad=False)
     assert head.bias is None
-    assert_same(got, gradients(policy, batch, alone, accelerator))
+    assert_same(got, gradients(policy, batch, alone, accelerator, **reward))
 
 
 def test_rollouts_are_sampled_at_the_temperature(policy, rows):
@@ -134,11 +135,11 @@ def test_a_minibatch_is_averaged_over_its_own_tokens(policy, rows, accelerator):
 
 def test_a_minibatch_averages_cpl_over_its_own_perception_tokens(policy, rows, accelerator):
     batch = make_batch(policy, rows)
-    only = dataclasses.replace(CONFIG, kl_weight=0.0, policy_weight=0.0)
+    only = dataclasses.replace(CONFIG, kl_weight=0.0)
     counts = batch.selected.sum(dim=1)
     assert counts[0] > 0 and counts[2] > 0 and counts[3] > 0
-    alone = [gradients(policy, batch, only, accelerator, torch.tensor([row])) for row in (0, 2)]
-    got = gradients(policy, batch, only, accelerator, torch.tensor([0, 2]))
+    alone = [gradients(policy, batch, only, accelerator, torch.tensor([row]), policy_weight=0.0) for row in (0, 2)]
+    got = gradients(policy, batch, only, accelerator, torch.tensor([0, 2]), policy_weight=0.0)
     share = (counts[0] / (counts[0] + counts[2])).item()
     assert_same(got, [share * a + (1 - share) * b for a, b in zip(*alone, strict=True)])
 
@@ -148,7 +149,7 @@ def test_a_second_epoch_is_clipped_against_the_policy_that_sampled(policy, rows)
     config = dataclasses.replace(CONFIG, num_epochs=2, cpl_weight=0.0, kl_weight=0.0, clip_low=0.01, clip_high=0.01)
     rewards = iter([0.9, 0.0, 0.0, 0.9])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cppo_ref.training.reward", lambda text, answer: next(rewards))
+        patch.setattr("cppo_ref.step.reward", lambda text, answer: next(rewards))
         start = [parameter.detach().clone() for parameter in policy.trainable]
         metrics, batch = cppo_step(policy, torch.optim.SGD(policy.trainable, lr=0.3), rows, config, step=0)
         moved = [parameter.detach().clone() for parameter in policy.trainable]

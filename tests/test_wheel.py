@@ -34,8 +34,8 @@ importlib.util.find_spec = find_spec
 del sys.modules["google.colab"]
 sys.path.insert(0, site)
 import cppo_ref
-from cppo_ref.datasets import data_folder
-from cppo_ref.policy import load_policy
+from cppo_ref.worlds.splits import data_folder
+from cppo_ref.vlm.policy import load_policy
 load_policy("tiny", quantize=None)
 print(json.dumps([cppo_ref.__file__, str(data_folder()), cppo_ref.__version__]))
 """

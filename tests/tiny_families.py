@@ -10,7 +10,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from cppo_ref.datasets import data_folder
+from cppo_ref.worlds.splits import data_folder
 
 QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 SMOL_TOKENS = ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]

@@ -1,0 +1,108 @@
+"""Where rows come from: the shape world's committed splits, a local file, an image folder, or the Hub; and in which order."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from cppo_ref.config import CPPOConfig, InputError
+from cppo_ref.examples.rows import Rows, find_columns, first_line, instruction_text, row_at
+from cppo_ref.worlds.splits import shape_split
+
+READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+
+
+def load_rows(
+    source: str = "shapes",
+    split: str = "train",
+    level: str = "easy",
+    *,
+    columns: Sequence[str] = (),
+    image_folder: str = "",
+    instruction: str = "auto",
+) -> Rows:
+    """Load a dataset whose rows `row_at` turns into {image, images, question, answer, …}.
+
+    Args:
+        source: "shapes"; a local .parquet, .json, .jsonl or .csv file; a folder of images with a metadata file; else the name
+            of a Hub dataset.
+        split: split of the shape world, of a folder or of the Hub dataset; a local file has only its own rows.
+        level: "easy", "hard" or "shortcut" (the easy pictures, with hints: `with_hints`), for the shape world.
+        columns: which column holds what, such as "question=prompt", where its name is not a usual one.
+        image_folder: where relative image paths start; empty: beside the data file.
+        instruction: "auto", "none" or a text, as in CPPOConfig.
+
+    Raises:
+        InputError: no such file, split, level or folder; no image, question or answer column; no rows.
+    """
+    if image_folder and not Path(image_folder).is_dir():
+        raise InputError(
+            f"image_folder is {image_folder!r}, but there is no such folder: give the one that image paths start in"
+        )
+    file = _metadata_file(Path(source), split) or Path(source)
+    if source == "shapes":
+        table = shape_split(split, level)
+    elif file.suffix in READERS:
+        if not file.is_file():
+            raise InputError(f"data is {source!r}, but there is no such file: give a path to a {file.suffix} file")
+        table = _read(READERS[file.suffix], str(file))
+    else:
+        table = _from_hub(source, split)
+    if len(table) == 0:
+        raise InputError(f"data {source!r} has no rows: give a dataset with at least one")
+    found = find_columns(table.column_names, columns, source)
+    beside = file.parent if file.is_file() else file if file.is_dir() else Path()  # the Hub: the working folder
+    return Rows(table, found, Path(image_folder or beside), instruction_text(instruction, source))
+
+
+def rows_for(config: CPPOConfig) -> Rows:
+    """The rows that a run with `config` trains on, before those with too long a prompt are dropped."""
+    return load_rows(
+        config.data,
+        "train",
+        config.level,
+        columns=config.columns,
+        image_folder=config.image_folder,
+        instruction=config.instruction,
+    )
+
+
+def _metadata_file(folder: Path, split: str) -> Path | None:
+    """The file that an image folder keeps its questions in, by the `datasets` convention: per split, or one for all."""
+    places = [place / f"metadata{suffix}" for place in (folder / split, folder) for suffix in (".jsonl", ".csv", ".parquet")]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _read(builder: str, path: str) -> datasets.Dataset:
+    try:
+        rows = datasets.load_dataset(builder, data_files=path, split="train")
+    except Exception as error:  # datasets raises many kinds for an unreadable file
+        if isinstance(error, StopIteration) or "no data" in str(error):
+            raise InputError(f"data {path!r} has no rows: give a dataset with at least one") from error
+        reason = first_line(error.__cause__ or error)
+        raise InputError(f"data file {path!r} could not be read as {builder}: {reason}") from error
+    assert isinstance(rows, datasets.Dataset)
+    return rows
+
+
+def _from_hub(source: str, split: str) -> datasets.Dataset:
+    try:
+        rows = datasets.load_dataset(source, split=split)
+    except Exception as error:
+        raise InputError(
+            f'data is {source!r}: not "shapes", no local file, and the Hub gave no split {split!r} ({first_line(error)})'
+        ) from error
+    assert isinstance(rows, datasets.Dataset)
+    return rows
+
+
+def step_rows(rows: Rows, count: int, step: int, seed: int) -> list[dict[str, Any]]:
+    """The `count` rows of step `step`: consecutive rows of one seeded permutation per epoch, a function of its arguments."""
+    picked = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, place = divmod(position, len(rows))
+        order = np.random.default_rng([seed, epoch]).permutation(len(rows))
+        picked.append(row_at(rows, int(order[place])))
+    return picked

@@ -1,0 +1,1 @@
+"""The model: what is loaded, encoded, scored and sampled, and how much memory that takes."""

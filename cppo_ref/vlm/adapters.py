@@ -1,0 +1,103 @@
+"""Adapters on a frozen base; and memory for speed, for small models on a CPU.
+
+A 4-bit layer unpacks its weight in every forward and backward pass, and an adapter costs two more products per layer. For a
+model of a few million parameters that is most of the time: `unpack_4bit` holds the weights unpacked (4 bytes each in float32,
+in place of half of one; they are those that the kernels multiply by, to the bit), and `merged_adapters` saves the products.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from cppo_ref.config import InputError
+from cppo_ref.vlm.families import Family, Scope
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """The adapters: rank, scale (alpha / rank), where they sit, and the seed of their first values."""
+
+    rank: int = 16
+    alpha: int = 32
+    scope: Scope = "all"
+    seed: int = 0
+
+
+DEFAULT_LORA = LoraOptions()
+
+
+def with_adapters(model: Any, family: Family, lora: LoraOptions | None, adapter: str | None) -> Any:
+    """`model` with the adapters of folder `adapter`, else with fresh ones, else as it is; InputError if they do not fit."""
+    if adapter is not None:
+        try:
+            return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"adapter {adapter!r} not found or not made for this model: give its folder") from error
+    if lora is None:
+        return model
+    options = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=family.adapter_pattern(lora.scope))
+    with torch.random.fork_rng():
+        torch.manual_seed(lora.seed)
+        return get_peft_model(model, options)
+
+
+def unpack_4bit(model: torch.nn.Module, dtype: torch.dtype) -> int:
+    """Replace every 4-bit linear layer of `model` by a plain one with the same weights; returns how many bytes they take."""
+    packed = [(name, module) for name, module in model.named_modules() if type(module) is Linear4bit]
+    for name, module in packed:
+        held: Any = module.weight  # a Params4bit
+        plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+        weight = dequantize_4bit(held.data, held.quant_state).to(dtype).reshape(plain.weight.shape)
+        plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+        plain.bias = module.bias
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, plain)
+    return sum(module.in_features * module.out_features * dtype.itemsize for _, module in packed)
+
+
+def quicken_adapters(model: torch.nn.Module) -> None:
+    """Let every adapted plain layer compute W x + b + s·B A x in three products and nothing else."""
+    for layer in _plain_layers(model):
+        layer.forward = partial(_adapted, layer)  # type: ignore[method-assign]
+
+
+def _plain_layers(model: torch.nn.Module) -> list[Any]:
+    """The layers with adapters whose own weight is not packed."""
+    return [m for m in model.modules() if isinstance(m, LoraLayer) and type(m.get_base_layer()) is torch.nn.Linear]
+
+
+def _adapted(layer: Any, x: Tensor) -> Tensor:
+    base, (name,) = layer.get_base_layer(), layer.active_adapters
+    if layer.disable_adapters:
+        return F.linear(x, base.weight, base.bias)
+    rows = x.flatten(0, -2)
+    narrow = F.linear(rows, layer.lora_A[name].weight)
+    wide = torch.addmm(F.linear(rows, base.weight, base.bias), narrow, layer.lora_B[name].weight.T, alpha=layer.scaling[name])
+    return wide.unflatten(0, x.shape[:-1])
+
+
+@contextmanager
+def merged_adapters(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, where no graph may be wanted, a quickened layer is one product: (W + s·B A) x + b.
+
+    The sums are made on the way in, beside the weights, and dropped on the way out.
+    """
+    layers = _plain_layers(model)
+    with torch.no_grad():
+        for layer in layers:
+            base, (name,) = layer.get_base_layer(), layer.active_adapters
+            layer.forward = partial(F.linear, weight=base.weight + layer.get_delta_weight(name), bias=base.bias)
+    try:
+        yield
+    finally:
+        quicken_adapters(model)

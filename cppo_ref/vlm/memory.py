@@ -1,0 +1,246 @@
+"""Memory: what a run will need, counted from the model's shapes before anything is loaded; and what it did need.
+
+The estimate counts tensors: weights, adapters with their gradients and moments, the cache of a rollout, the activations that
+the backward pass waits for, and the logits of one chunk. A GPU also holds its context (`CONTEXT`).
+"""
+
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cppo_ref.config import CPPOConfig
+from cppo_ref.vlm import chunks
+from cppo_ref.vlm.quantization import Skeleton, skeleton
+
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, an 8-bit scale per 64 weights, a float32 per 256 scales
+QUESTION_TOKENS = 128  # assumed length of question, template and instruction, beside the image's tokens
+MAX_PIXELS = 448 * 448  # assumed where a run sets no max_pixels
+CONTEXT = 500e6  # bytes assumed for what CUDA takes before the first tensor
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The numbers of a VLM that decide its memory. Weights are counts, not bytes."""
+
+    nf4_weights: int
+    other_weights: int  # vision tower, projector, embeddings, head, norms
+    adapter_weights: int  # float32
+    largest_linear: int  # of the 4-bit layers, which are dequantised one at a time
+    layers: int
+    hidden: int
+    intermediate: int
+    query_width: int  # heads × width of a head
+    cache_width: int  # key-value heads × width of a head
+    vocabulary: int
+    vision_layers: int
+    vision_hidden: int
+    vision_intermediate: int
+    patches: int  # per image
+    image_tokens: int  # per image
+
+
+def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
+    """Read the sizes off a model without weights; images have `max_pixels` (0: MAX_PIXELS) where the family lets them vary."""
+    config = model.config
+    text, vision = config.get_text_config(), config.vision_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    patches, image_tokens = _image_size(config, max_pixels or MAX_PIXELS)
+    quantised = [layer.in_features * layer.out_features for layer in model.in_4bit.values()]
+    return ModelSize(
+        nf4_weights=sum(quantised),
+        other_weights=model.total_weights - sum(quantised),
+        adapter_weights=model.adapter_weights,
+        largest_linear=max(quantised, default=0),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        query_width=text.num_attention_heads * head,
+        cache_width=text.num_key_value_heads * head,
+        vocabulary=text.vocab_size,
+        vision_layers=getattr(vision, "depth", None) or vision.num_hidden_layers,
+        vision_hidden=vision.hidden_size,
+        vision_intermediate=vision.intermediate_size,
+        patches=patches,
+        image_tokens=image_tokens,
+    )
+
+
+def _image_size(config: Any, pixels: int) -> tuple[int, int]:
+    """Patches and tokens of one image."""
+    vision = config.vision_config
+    if hasattr(vision, "spatial_merge_size"):  # Qwen: as many patches as the image has
+        patches = pixels // vision.patch_size**2
+        return patches, patches // vision.spatial_merge_size**2
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return patches, patches // getattr(config, "scale_factor", 1) ** 2
+
+
+def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_tokens: int = QUESTION_TOKENS) -> dict[str, float]:
+    """Bytes at the peak of each phase of a step after the first, with `width` bytes per 16- or 32-bit number.
+
+    Phases: load, rollouts, reference, detection, update, optimizer (its step, part of the update). One image per prompt.
+    """
+    prompt = size.image_tokens + question_tokens
+    tokens = prompt + run.max_new_tokens
+    weights = NF4 * size.nf4_weights + width * size.other_weights
+    held = weights + 16 * size.adapter_weights  # float32: value, gradient, two moments
+    rows = run.prompts_per_step * run.group_size
+    sampled, micro = min(rows, run.rollout_batch_size), min(rows, run.micro_batch_size)
+    block = 4 * min(chunks.BLOCK, micro * run.max_new_tokens * size.vocabulary)
+    dequantised = width * size.largest_linear
+
+    row = _forward(size, tokens, width)  # one row's working set without a graph
+    cache = 2 * width * size.layers * size.cache_width * tokens
+    prefill = _forward(size, prompt, width)
+    scored = micro * row + 4 * block + dequantised
+
+    views = 3 if run.cpl_weight > 0 else 1
+    layer, vision_layer = _layer(size, width), _vision_layer(size, width)
+    if run.activation_checkpointing:
+        kept = width * (size.layers * size.hidden * tokens + size.vision_layers * size.vision_hidden * size.patches)
+        recomputed = max(layer * tokens, vision_layer * size.patches)
+    else:
+        kept, recomputed = size.layers * layer * tokens + size.vision_layers * vision_layer * size.patches, 0
+    learned = micro * (views * kept + recomputed) + 8 * block + dequantised
+    return {
+        "load": weights + 4 * size.adapter_weights,
+        "rollouts": held + sampled * (cache + prefill) + dequantised,
+        "reference": held + scored,
+        "detection": held + scored,
+        "update": held + learned,
+        "optimizer": held + 4 * size.adapter_weights,  # AdamW's one temporary of each parameter
+    }
+
+
+def _forward(size: ModelSize, tokens: int, width: int) -> float:
+    """Bytes of the largest layer's values of one row without a graph: language model or vision tower, one after the other."""
+    language = tokens * (width * (3 * size.hidden + 2 * size.intermediate) + 4 * size.intermediate)
+    vision = size.patches * (width * (3 * size.vision_hidden + 2 * size.vision_intermediate) + 4 * size.vision_intermediate)
+    return max(language, vision)
+
+
+def _layer(size: ModelSize, width: int) -> float:
+    """Bytes per token that one decoder layer keeps for its backward pass, adapters on all linear layers.
+
+    An adapter computes in float32: beside the layer's own values it keeps a float32 copy of a 16-bit input.
+    """
+    copies = 4 if width != 4 else 0
+    own = width * (6 * size.hidden + 3 * size.query_width + 2 * size.cache_width + 4 * size.intermediate) + 4 * 2 * size.hidden
+    return own + copies * (5 * size.hidden + size.query_width + size.intermediate)
+
+
+def _vision_layer(size: ModelSize, width: int) -> float:
+    copies = 4 if width != 4 else 0
+    own = width * (10 * size.vision_hidden + 3 * size.vision_intermediate) + 4 * 2 * size.vision_hidden
+    return own + copies * (3 * size.vision_hidden + size.vision_intermediate)
+
+
+def peak(size: ModelSize, run: CPPOConfig, *, width: int = 2) -> float:
+    """Bytes that a GPU must have for `run`: the highest phase and the process's context."""
+    return max(estimate(size, run, width=width).values()) + CONTEXT
+
+
+def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
+    """What to lower when memory ran out, the most helpful first, with what each change saves by the estimate."""
+    size = measure(skeleton(config, run), run.max_pixels)
+    now = peak(size, run, width=width)
+    saved = []
+    for option, changes in _leaner(run).items():
+        smaller = replace(run, **changes)
+        saving = now - peak(measure(skeleton(config, smaller), smaller.max_pixels), smaller, width=width)
+        if saving > 0.02 * now:
+            saved.append((saving, f"{option} (saves about {saving / GIGABYTE:.1f} GB)"))
+    if not saved:
+        return "every setting is as lean as it gets: take a smaller model, or a GPU with more memory"
+    return "try " + ", or ".join(text for _, text in sorted(saved, reverse=True)[:3])
+
+
+def _leaner(run: CPPOConfig) -> dict[str, dict[str, Any]]:
+    """Changes that cost no quality, then those that change the task; only what is not at its least already."""
+    changes: dict[str, dict[str, Any]] = {}
+    rows = run.prompts_per_step * run.group_size
+    sampled, micro = min(rows, run.rollout_batch_size), min(rows, run.micro_batch_size)
+    if micro > 1:
+        changes[f"--micro_batch_size 1 in place of {micro}"] = {"micro_batch_size": 1}
+    if not run.activation_checkpointing:
+        changes["--activation_checkpointing"] = {"activation_checkpointing": True}
+    if sampled > 1:
+        half = sampled // 2
+        changes[f"--rollout_batch_size {half} in place of {sampled}"] = {"rollout_batch_size": half}
+    pixels = run.max_pixels or MAX_PIXELS
+    changes[f"--max_pixels {pixels // 2}"] = {"max_pixels": pixels // 2}
+    if run.max_new_tokens > 1:
+        half = run.max_new_tokens // 2
+        changes[f"--max_new_tokens {half} in place of {run.max_new_tokens}"] = {"max_new_tokens": half}
+    return changes
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin a new peak: of the GPU's allocator, or of the `LiveTensors` that is counting on a CPU, if one is."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif LiveTensors.counting is not None:
+        LiveTensors.counting.peak = LiveTensors.counting.live
+
+
+def read_peak(device: torch.device) -> int | None:
+    """Bytes at the peak since `reset_peak`; None on a CPU where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return None if LiveTensors.counting is None else LiveTensors.counting.peak
+
+
+class LiveTensors(TorchDispatchMode):
+    """Inside, counts the bytes of the CPU tensors that are alive, beyond those there before; `peak` is the most there were.
+
+    It looks at every operation, so it is slow: for a step or two, to compare with `estimate`.
+    """
+
+    counting: "LiveTensors | None" = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.peak = 0, 0
+        self._seen: set[int] = set()
+
+    def __enter__(self) -> "LiveTensors":
+        """Begin to count."""
+        LiveTensors.counting = self
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop counting."""
+        LiveTensors.counting = None
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, then count the storages that it made."""
+        given = {_storage_id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and _storage_id(tensor) not in given:
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+def _storage_id(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

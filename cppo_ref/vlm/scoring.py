@@ -1,0 +1,82 @@
+"""What a policy says of given completions, without a graph: a number per token, a few rows and a few logits at a time."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cppo_ref.grpo import token_logprobs
+from cppo_ref.perception import token_entropy
+from cppo_ref.vlm.chunks import over_tokens
+from cppo_ref.vlm.policy import Policy
+from cppo_ref.vlm.prompts import Prompts
+
+
+def completion_logprobs(
+    policy: Policy,
+    prompts: Prompts,
+    ids: Int[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    temperature: float = 1.0,
+    batch_size: int | None = None,
+) -> Float[Tensor, "B T"]:
+    """log π of the completions' tokens behind their prompts; 0 off the mask. `batch_size` rows at a time (None: all)."""
+
+    def logprob(hidden: Tensor, ids: Tensor) -> Tensor:
+        """[N, H] and [N] to [N]: log-probability of each token."""
+        return token_logprobs(policy.logits(hidden, temperature=temperature), ids)
+
+    def statistic(hidden: Tensor, rows: Tensor) -> Tensor:
+        """[R, T, H] to [R, T]: log-probability of each token."""
+        return over_tokens(logprob, mask[rows], hidden, ids[rows], vocabulary=policy.vocabulary)
+
+    return _by_rows(policy, prompts, ids, mask, statistic, batch_size)
+
+
+def completion_entropy(
+    policy: Policy,
+    prompts: Prompts,
+    ids: Int[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    temperature: float = 1.0,
+    batch_size: int | None = None,
+) -> Float[Tensor, "B T"]:
+    """The entropy of π before each token of the completions, in nats; 0 off the mask."""
+
+    def statistic(hidden: Tensor, rows: Tensor) -> Tensor:
+        """[R, T, H] to [R, T]: entropy before each token."""
+        return hidden_entropy(policy, hidden, mask[rows], temperature)
+
+    return _by_rows(policy, prompts, ids, mask, statistic, batch_size)
+
+
+@torch.no_grad()
+def hidden_entropy(
+    policy: Policy, hidden: Float[Tensor, "B T H"], mask: Bool[Tensor, "B T"], temperature: float = 1.0
+) -> Float[Tensor, "B T"]:
+    """The entropy of the distributions that hidden states stand for, in nats; 0 off the mask."""
+
+    def statistic(hidden: Tensor) -> Tensor:
+        """[N, H] to [N]: entropy of each distribution."""
+        return token_entropy(policy.logits(hidden, temperature=temperature))
+
+    return over_tokens(statistic, mask, hidden, vocabulary=policy.vocabulary)
+
+
+def _by_rows(
+    policy: Policy,
+    prompts: Prompts,
+    ids: Tensor,
+    mask: Tensor,
+    statistic: Callable[[Tensor, Tensor], Tensor],
+    batch_size: int | None,
+) -> Tensor:
+    """`statistic(hidden states, rows)` of all completions, `batch_size` of them at a time."""
+    values = []
+    with policy.scoring():
+        for rows in torch.arange(len(ids), device=ids.device).split(batch_size or max(len(ids), 1)):
+            values.append(statistic(policy.hidden_states(prompts.take(rows), ids[rows], mask[rows]), rows))
+    return torch.cat(values)

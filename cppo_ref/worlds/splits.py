@@ -1,0 +1,82 @@
+"""The shape world's splits: committed files, the same to the byte as `python -m cppo_ref data` makes them."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from cppo_ref.config import InputError
+from cppo_ref.perturbations import blank, preserve
+from cppo_ref.worlds.shapes import LEVELS, hinted, level_named, sample_row
+
+SPLITS = {"train": 2000, "validation": 200, "test": 300, "test_shift": 300, "test_blank": 300}
+FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "question": datasets.Value("string"),
+        "answer": datasets.Value("string"),
+        "objects": datasets.List({"color": datasets.Value("string"), "kind": datasets.Value("string")}),
+    }
+)
+SHIFT_STRENGTH = 1.2  # widens the range that CPPO's own preserving views are drawn from: most draws lie inside both
+WORLD_SEED = 2601_00501
+HINT_RIGHT = 0.8  # share of right hints at level "shortcut"; none is right in its test_shift
+
+
+def data_folder() -> Path:
+    """The course's data: beside the package in a checkout, inside it when installed from a wheel."""
+    package = Path(__file__).parents[1]
+    return next(folder for folder in (package / "data", package.parent / "data") if folder.exists())
+
+
+def shape_split(split: str, level: str) -> datasets.Dataset:
+    """The rows of a split; InputError if there is no such split or level."""
+    levels = [*LEVELS, "shortcut"]
+    if split not in SPLITS or level not in levels:
+        raise InputError(f"shapes split is {level}/{split}, expected {' or '.join(levels)} and one of {', '.join(SPLITS)}")
+    if level != "shortcut":
+        return datasets.Dataset.from_parquet(str(data_folder() / "shapes" / level / f"{split}.parquet"))  # pyright: ignore
+    if split == "test_shift":  # what shifts is the hint: the pictures are the test split's
+        return with_hints(shape_split("test", "easy"), 0.0)
+    return with_hints(shape_split(split, "easy"), HINT_RIGHT)
+
+
+def with_hints(rows: datasets.Dataset, right: float) -> datasets.Dataset:
+    """Easy rows whose questions hint at the answer; ⌊right · n + ½⌋ of the n hints are true, the same ones each time."""
+    rng = np.random.default_rng([WORLD_SEED, len(rows), round(1000 * right)])
+    true = rng.permutation(len(rows)) < int(right * len(rows) + 0.5)
+    top = LEVELS["easy"].max_answer
+    pairs = zip(rows["question"], rows["answer"], true, strict=True)
+    questions = [hinted(question, int(answer), bool(told), top, rng) for question, answer, told in pairs]
+    return rows.remove_columns("question").add_column("question", questions)  # pyright: ignore[reportCallIssue]
+
+
+def make_split(split: str, level: str) -> datasets.Dataset:
+    """Generate a split of the shape world: the same rows, to the byte, in any process.
+
+    test_shift and test_blank hold the test split's questions: under one of the view families that CPPO trains with (colour
+    jitter, perspective, rotation; a perspective leaves every other picture as it is), and with one grey for every image.
+    """
+    base = "test" if split.startswith("test") else split
+    rng = np.random.default_rng([WORLD_SEED, list(LEVELS).index(level), list(SPLITS).index(base)])
+    rows = [sample_row(rng, level_named(level)) for _ in range(SPLITS[base])]
+    for row in rows:
+        if split == "test_shift":
+            row["image"] = shifted(row["image"], rng)
+        if split == "test_blank":
+            row["image"] = blank(row["image"], rng)
+    return datasets.Dataset.from_list(rows, features=FEATURES)
+
+
+def shifted(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The shift of test_shift: colour jitter, perspective or rotation, drawn from a range 1.2 times as wide as CPPO's."""
+    return preserve(image, rng, strength=SHIFT_STRENGTH)
+
+
+def write_splits(folder: Path) -> None:
+    """Write every split of every level as `folder`/LEVEL/SPLIT.parquet."""
+    for level in LEVELS:
+        (folder / level).mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            make_split(split, level).to_parquet(folder / level / f"{split}.parquet")

@@ -1,0 +1,23 @@
+"""The study's command: python -m study --help."""
+
+import sys
+from collections.abc import Sequence
+
+from cppo_ref.__main__ import parse, quiet
+from cppo_ref.config import InputError
+from study.runner import StudyOptions, run_study
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study; what the user got wrong ends as one sentence on stderr and exit status 2."""
+    quiet()
+    try:
+        run_study(*parse((StudyOptions,), "study", sys.argv[1:] if arguments is None else arguments))
+    except (InputError, ArithmeticError, OSError) as error:
+        print(f"study: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Every number in README, in the tiny VLM's card and in the results comes from a committed file."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from study.plan import Run
+from study.store import read_csv
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("script", ["readme_tables.py", "model_card.py", "study_report.py"])
+def test_tables_are_what_the_committed_results_give(script):
+    check = subprocess.run([sys.executable, ROOT / "scripts" / script, "--check"], capture_output=True, text=True)
+    assert check.returncode == 0, f"run python scripts/{script}\n{check.stderr}"
+
+
+@pytest.mark.parametrize("table", ["study.csv", "replica/study.csv"])
+def test_every_row_of_the_study_is_of_the_settings_that_its_arm_has_today(table):
+    rows = read_csv(ROOT / "data" / "results" / table)
+    stale = [row for row in rows if row["config_hash"] != Run(row["base"], row["arm"], int(row["seed"])).config_hash]
+    assert rows and not stale
