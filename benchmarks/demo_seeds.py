@@ -20,7 +20,8 @@ import transformers
 from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
 from cppo_ref.demo import SPLITS
-from cppo_ref.evaluation import evaluate_split, split_rows
+from cppo_ref.evaluation import evaluate_split
+from cppo_ref.examples.loading import split_rows
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import load_policy, policy_for
 from study.arms import LEARNING_RATE

@@ -31,7 +31,7 @@ from tiny_families import random_model  # noqa: E402
 from cppo_ref import step as algorithm  # noqa: E402
 from cppo_ref.__main__ import quiet  # noqa: E402
 from cppo_ref.config import CPPOConfig  # noqa: E402
-from cppo_ref.evaluation import split_rows  # noqa: E402
+from cppo_ref.examples.loading import split_rows  # noqa: E402
 from cppo_ref.vlm import chunks  # noqa: E402
 from cppo_ref.vlm.accelerators import accelerator_for  # noqa: E402
 from cppo_ref.vlm.memory import CONTEXT, estimate, measure, read_peak, reset_peak  # noqa: E402

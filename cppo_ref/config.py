@@ -1,7 +1,6 @@
 """Every setting of a run, with its meaning, the paper's value and where that value comes from."""
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,10 +8,9 @@ from cppo_ref.cpl import Estimator
 from cppo_ref.grpo import Aggregation
 from cppo_ref.perception import Ranking
 from cppo_ref.perturbations import PRESERVING, REMOVING
+from cppo_ref.runs.checks import KINDS, choices, fits, listed, names_from, nearest, options
+from cppo_ref.runs.presets import PRESETS
 from cppo_ref.worlds.shapes import LEVELS
-
-# a level's limit has room for every right answer; "shortcut" has the easy level's pictures and grammar
-LEVEL_TOKENS = {name: level.max_new_tokens for name, level in {**LEVELS, "shortcut": LEVELS["easy"]}.items()}
 
 
 class InputError(ValueError):
@@ -44,7 +42,7 @@ class CPPOConfig:
     instruction: str = setting("auto", "text that ends every question; auto: none for shapes, else think-then-box; or none")
     max_prompt_tokens: int = setting(0, "drop longer prompts, image included; 0: what the context leaves (authors: 512)")
     max_pixels: int = setting(0, "images with more pixels are scaled down to it; 0: as they are (AReaL: 320², 448²)")
-    level: Literal["easy", "hard", "shortcut"] = setting("easy", "shape world: 3×3; 4×4, two colours asked; 3×3 with a hint")
+    level: Literal["easy", "hard"] = setting("easy", "shape world: 3×3; 4×4, two colours asked")
     seed: int = setting(0, "seeds adapters, data order, sampling and views (authors: unseeded views)")
 
     # rollouts
@@ -96,10 +94,10 @@ class CPPOConfig:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value, like = getattr(self, f.name), f.default_factory() if callable(f.default_factory) else f.default
-            if not _fits(value, like):
-                raise InputError(f"{f.name} is {value!r}, expected {_KINDS[type(like)]}")
+            if not fits(value, like):
+                raise InputError(f"{f.name} is {value!r}, expected {KINDS[type(like)]}")
         if self.max_new_tokens == 0:
-            object.__setattr__(self, "max_new_tokens", LEVEL_TOKENS[self.level] if self.data == "shapes" else 128)
+            object.__setattr__(self, "max_new_tokens", LEVELS[self.level].max_new_tokens if self.data == "shapes" else 128)
         for name, ok, expected in self._checks():
             if not ok:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
@@ -113,7 +111,7 @@ class CPPOConfig:
         rows = self.prompts_per_step * self.group_size
         checks = [(name, getattr(self, name) > 0, "a number above 0") for name in positive]
         checks += [(name, getattr(self, name) >= 0, "0 or more") for name in natural]
-        checks += [(f.name, getattr(self, f.name) in _options(f), _listed(_options(f))) for f in _choices(type(self))]
+        checks += [(f.name, getattr(self, f.name) in options(f), listed(options(f))) for f in choices(type(self))]
         return [
             *checks,
             ("group_size", self.group_size >= 2, "2 or more: an advantage compares completions of one prompt"),
@@ -121,8 +119,8 @@ class CPPOConfig:
             ("clip_low", 0 < self.clip_low < 1, "a number between 0 and 1"),
             ("clip_high", self.clip_high > 0, "a number above 0"),
             ("num_minibatches", rows % max(self.num_minibatches, 1) == 0, f"a divisor of the {rows} rows of a step"),
-            ("preserving", _names_from(self.preserving, PRESERVING), f"one or more of {_listed(PRESERVING)}"),
-            ("removing", _names_from(self.removing, REMOVING), f"one or more of {_listed(REMOVING)}"),
+            ("preserving", names_from(self.preserving, PRESERVING), f"one or more of {listed(PRESERVING)}"),
+            ("removing", names_from(self.removing, REMOVING), f"one or more of {listed(REMOVING)}"),
             ("trackers", set(self.trackers) <= {"tensorboard", "trackio", "wandb"}, "any of tensorboard, trackio, wandb"),
         ]
 
@@ -150,70 +148,12 @@ class CPPOConfig:
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                raise InputError(f"unknown setting {key!r}{_nearest(key, known)}")
+                raise InputError(f"unknown setting {key!r}{nearest(key, known)}")
         return cls(**values)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "CPPOConfig":
         """The loss choices of a variant (see PRESETS), with `changes` on top."""
         if name not in PRESETS:
-            raise InputError(f"preset is {name!r}, expected one of {_listed(PRESETS)}")
+            raise InputError(f"preset is {name!r}, expected one of {listed(PRESETS)}")
         return cls.from_dict({**PRESETS[name], **changes})
-
-
-_PUBLISHED = {"detach_anchor": False, "removing": ["noise_patches", "zoom_crop"]}
-# Loss choices and kinds of view. Reward, drawing of the views, means over micro-batches, group size, minibatches, learning rate
-# and weight decay stay ours: no preset repeats a published run. docs/details.md has each difference, with its size.
-PRESETS: dict[str, dict[str, Any]] = {
-    # after the paper's text: exact KL between distributions, largest entropy increase
-    "paper": {**_PUBLISHED, "kl_estimator": "exact", "ranking": "absolute"},
-    # after the authors' verl recipe
-    "verl": {**_PUBLISHED, "kl_estimator": "k3", "ranking": "normalized"},
-    # after the authors' AReaL engine: k1, no KL to the reference, wider clip, blur among the preserving views
-    "areal": {
-        **_PUBLISHED,
-        "kl_estimator": "k1",
-        "ranking": "normalized",
-        "kl_weight": 0.0,
-        "clip_low": 0.4,
-        "clip_high": 0.4,
-        "preserving": ["color_jitter", "perspective", "rotation", "blur"],
-    },
-    # ours: the defaults above
-    "cppo-ref": {},
-    # the baseline
-    "grpo": {"cpl_weight": 0.0},
-}
-
-
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list of names"}
-
-
-def _fits(value: Any, like: Any) -> bool:
-    """Is `value` of the type of the default `like`? A JSON file may hold anything."""
-    if isinstance(value, bool) or isinstance(like, bool):  # to Python, True is a whole number
-        return type(value) is type(like)
-    if isinstance(value, list):
-        return isinstance(like, list) and all(isinstance(name, str) for name in value)
-    return isinstance(value, (int, float) if isinstance(like, float) else type(like))
-
-
-def _choices(cls: type) -> list[dataclasses.Field]:
-    return [f for f in dataclasses.fields(cls) if getattr(f.type, "__origin__", None) is Literal]
-
-
-def _options(f: dataclasses.Field) -> tuple[str, ...]:
-    return f.type.__args__  # type: ignore[union-attr]
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(str(name) for name in names)
-
-
-def _names_from(names: list[str], table: dict) -> bool:
-    return bool(names) and set(names) <= set(table)
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else ": see `python -m cppo_ref train --help`"

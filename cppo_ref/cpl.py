@@ -56,10 +56,7 @@ def view_divergence(
 
 
 def contrast(
-    kl_preserved: Float[Tensor, "*shape"],
-    kl_removed: Float[Tensor, "*shape"],
-    *,
-    tau: float = 0.1,
+    kl_preserved: Float[Tensor, "*shape"], kl_removed: Float[Tensor, "*shape"], *, tau: float = 0.1
 ) -> Float[Tensor, "*shape"]:
     """−log[ e^(−KL⁺/τ) / (e^(−KL⁺/τ) + e^(−KL⁻/τ)) ] = softplus((KL⁺ − KL⁻)/τ) of each token, in nats."""
     if tau <= 0:
@@ -68,11 +65,7 @@ def contrast(
 
 
 def contrastive_perception_loss(
-    kl_preserved: Float[Tensor, "B T"],
-    kl_removed: Float[Tensor, "B T"],
-    selected: Bool[Tensor, "B T"],
-    *,
-    tau: float = 0.1,
+    kl_preserved: Float[Tensor, "B T"], kl_removed: Float[Tensor, "B T"], selected: Bool[Tensor, "B T"], *, tau: float = 0.1
 ) -> Float[Tensor, ""]:
     """Mean over the selected tokens of softplus((KL⁺ − KL⁻)/τ); exactly 0, with a graph, if nothing is selected.
 

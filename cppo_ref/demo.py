@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from cppo_ref.config import CPPOConfig, setting
-from cppo_ref.evaluation import SplitReport, completion_labels, evaluate_split, sample_answers, split_rows
+from cppo_ref.evaluation import completion_labels, evaluate_split, sample_answers
+from cppo_ref.examples.loading import split_rows
 from cppo_ref.pictures.plots import plot_before_after, plot_training_curves, save_figure
+from cppo_ref.runs.report import before_after_table
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import Policy, load_policy, policy_for
 
@@ -52,18 +54,6 @@ def run_demo(options: DemoOptions) -> Path:
     curves = save_figure(plot_training_curves({options.method: result.history}), result.output / "curves.png")
     print(f"\nfigures: {figure}, {curves}\nadapter: {result.adapter}")
     return result.output
-
-
-def before_after_table(before: dict[str, SplitReport], after: dict[str, SplitReport]) -> str:
-    """avg@k with its 95 % interval, greedy accuracy and perception of each split, before and after, as text."""
-    samples = before["test"].samples
-    lines = [f"\n{'images':<12}{f'avg@{samples} before':<23}{f'avg@{samples} after':<23}{'greedy':<15}perception"]
-    for split, old in before.items():
-        new = after[split]
-        greedy, seen = (f"{a:.3f} → {b:.3f}" for a, b in ((old.greedy, new.greedy), (old.perception, new.perception)))
-        lines.append(f"{split:<12}{old.avg_at_k!s:<23}{new.avg_at_k!s:<23}{greedy:<15}{seen}")
-    lines.append("greedy: the likeliest answer; what sampling gets wrong beside it is mostly noise planted in pretraining")
-    return "\n".join(lines)
 
 
 def _example(row: dict[str, Any], policies: dict[str, Policy]) -> tuple[Any, dict[str, Any]]:

@@ -18,11 +18,7 @@ Aggregation = Literal["token", "sequence"] | tuple[Literal["constant"], float]
 
 
 def group_advantages(
-    rewards: Float[Tensor, " B"],
-    group_size: int,
-    *,
-    scale: Literal["std", "none"] = "std",
-    eps: float = 1e-4,
+    rewards: Float[Tensor, " B"], group_size: int, *, scale: Literal["std", "none"] = "std", eps: float = 1e-4
 ) -> Float[Tensor, " B"]:
     """A_i = (r_i − mean_group) / (std_group + eps); with scale "none", r_i − mean_group.
 

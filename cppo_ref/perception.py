@@ -24,9 +24,7 @@ def token_entropy(logits: Float[Tensor, "*shape V"]) -> Float[Tensor, "*shape"]:
 
 
 def entropy_shift(
-    entropy: Float[Tensor, "B T"],
-    removed_entropy: Float[Tensor, "B T"],
-    completion_mask: Bool[Tensor, "B T"],
+    entropy: Float[Tensor, "B T"], removed_entropy: Float[Tensor, "B T"], completion_mask: Bool[Tensor, "B T"]
 ) -> Float[Tensor, "B T"]:
     """ΔH_t = H(π(·|I⁻,q,o_<t)) − H(π(·|I,q,o_<t)), in nats; 0 where the mask is False.
 
@@ -36,10 +34,7 @@ def entropy_shift(
 
 
 def perception_score(
-    shift: Float[Tensor, "B T"],
-    removed_entropy: Float[Tensor, "B T"],
-    *,
-    ranking: Ranking = "normalized",
+    shift: Float[Tensor, "B T"], removed_entropy: Float[Tensor, "B T"], *, ranking: Ranking = "normalized"
 ) -> Float[Tensor, "B T"]:
     """What tokens are ranked by: ΔH ("absolute", nats) or ΔH / (H⁻ + 1e-6) ("normalized", no unit)."""
     if ranking not in ("absolute", "normalized"):

@@ -6,7 +6,7 @@ Here:  after the authors' lists and ranges, on PIL and numpy; `strength` scales 
        patch mask and a full blank are added for comparison.
 Why:   the authors draw views from an unseeded global generator, so no run of theirs can be repeated. Here every draw comes from
        the generator that is passed in, and `view_rng` makes it a pure function of (seed, step, row): a resumed run sees the
-       same views. The study was run with these views; changing a pixel of them would make its runs those of another program.
+       same views.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 Perturbation = Callable[..., Image.Image]  # (image, rng, strength=1.0) -> image of the same size and mode
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F")
 GREY = (128, 128, 128)  # of every blank image
 
 
@@ -25,7 +26,7 @@ def view_rng(seed: int, step: int, row: int, kind: str) -> np.random.Generator:
 
 
 def keeps_mode(function: Perturbation) -> Perturbation:
-    """Let a function on RGB images take every PIL mode: convert, apply, convert back; alpha is carried over unchanged."""
+    """Let a function on RGB images take those of all `MODES`: convert, apply, convert back; alpha is carried over unchanged."""
 
     @wraps(function)
     def on_any_mode(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> Image.Image:
@@ -38,62 +39,38 @@ def keeps_mode(function: Perturbation) -> Perturbation:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An 8-bit RGB copy of an image of any mode; deeper greys (I, I;16, F) are scaled to 0…255, not clipped."""
-    if image.mode == "RGB":
-        return image
+    """An 8-bit RGB copy of an image; deeper greys (I, I;16, F) are scaled to 0…255, not clipped.
+
+    Raises:
+        ValueError: a mode that pictures do not come in (premultiplied alpha, LAB, …).
+    """
+    if image.mode not in MODES:
+        raise ValueError(f"image mode is {image.mode}, expected one of {', '.join(MODES)}: image.convert('RGB')")
     if image.mode[0] in "IF":
         values = np.asarray(image, dtype=np.float64)
         return Image.fromarray(np.uint8(np.clip(values / _grey_scale(image), 0, 255).round())).convert("RGB")
     if image.mode == "P":  # Pillow warns of a transparent palette on the direct way
         return image.convert("RGBA").convert("RGB")
-    if image.mode in ("La", "RGBa"):  # premultiplied alpha converts only through its plain twin
-        return image.convert(image.mode.upper()).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey_scale(image: Image.Image) -> float:
     """How many of the image's grey units make one 8-bit unit."""
-    if image.mode.startswith("I;16"):
-        return 257.0
     low_range = float(np.max(np.asarray(image), initial=0)) <= 255
-    return 1.0 if low_range else 257.0
+    return 1.0 if low_range and image.mode != "I;16" else 257.0
 
 
 def _from_rgb(rgb: Image.Image, like: Image.Image) -> Image.Image:
-    """Convert back to the mode of `like`."""
-    if like.mode == "RGB":
-        return rgb
+    """Convert back to the mode of `like`; its alpha is carried over."""
     if like.mode[0] in "IF":
         grey = np.asarray(rgb.convert("L"), dtype=np.float64) * _grey_scale(like)
-        dtype = {"I": np.int32, "F": np.float32}.get(like.mode, np.uint16)
-        out = Image.fromarray(grey.astype(dtype))
-        return out if out.mode == like.mode else Image.frombytes(like.mode, like.size, _bytes16(grey, like.mode))
+        return Image.fromarray(grey.astype({"I": np.int32, "F": np.float32, "I;16": np.uint16}[like.mode]))
     if like.mode == "P":
         return rgb.quantize(palette=like) if like.palette and like.palette.mode == "RGB" else rgb.convert("P")
-    if like.mode in ("LA", "RGBA", "PA", "La", "RGBa", "RGBX"):
-        return _with_alpha(rgb, like)
-    if like.mode == "LAB":
-        return _to_lab(rgb)
-    return rgb.convert(like.mode)
-
-
-def _bytes16(grey: np.ndarray, mode: str) -> bytes:
-    return grey.astype(">u2" if mode.endswith("B") else "<u2").tobytes()
-
-
-def _with_alpha(rgb: Image.Image, like: Image.Image) -> Image.Image:
-    plain = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}.get(like.mode, like.mode)
-    out = rgb.convert(plain)
-    if plain != "RGBX":
-        out.putalpha(like.getchannel(len(like.getbands()) - 1))
-    return out if out.mode == like.mode else out.convert(like.mode)
-
-
-def _to_lab(rgb: Image.Image) -> Image.Image:
-    from PIL import ImageCms
-
-    transform = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
-    return transform.apply(rgb)
+    out = rgb.convert(like.mode)
+    if like.mode in ("LA", "RGBA"):
+        out.putalpha(like.getchannel("A"))
+    return out
 
 
 @keeps_mode
@@ -228,10 +205,7 @@ def preserve(
 
 
 def remove(
-    image: Image.Image,
-    rng: np.random.Generator,
-    names: Sequence[str] = ("noise_patches", "zoom_crop"),
-    strength: float = 1.0,
+    image: Image.Image, rng: np.random.Generator, names: Sequence[str] = ("noise_patches", "zoom_crop"), strength: float = 1.0
 ) -> Image.Image:
     """I⁻: one information-removing view, its kind drawn uniformly from `names`. After the authors' verl dataset."""
     return _draw(REMOVING, names)[int(rng.integers(len(names)))](image, rng, strength)

@@ -8,7 +8,7 @@ Why:   the gate multiplies all other rows by zero, so loss and gradient are unch
        (seed, step): a resumed run is the run that was never stopped, bit for bit (in float16 but for the loss scale).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,21 +20,17 @@ from torch import Tensor
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.cpl import contrast, view_divergence
-from cppo_ref.examples.views import views_of
+from cppo_ref.examples.views import encode_views
 from cppo_ref.grpo import clipped_surrogate, group_advantages, kl_to_reference, token_logprobs, token_weights, weighted_sum
 from cppo_ref.perception import entropy_shift, select_perception_tokens
 from cppo_ref.rewards import reward
 from cppo_ref.rollouts import Batch, generate_rollouts
 from cppo_ref.runs.metrics import PhaseClock, StepMetrics, step_metrics
-from cppo_ref.runs.seeds import stream_seed
+from cppo_ref.runs.seeds import minibatches, stream_seed
 from cppo_ref.vlm.accelerators import accelerator_for
 from cppo_ref.vlm.chunks import over_tokens
 from cppo_ref.vlm.policy import Policy
-from cppo_ref.vlm.prompts import Prompts
 from cppo_ref.vlm.scoring import completion_entropy, completion_logprobs, hidden_entropy
-
-# H is noted while sampling, H⁻ comes from a forward pass: entropies as close as these (nats) differ by rounding alone
-ROUNDING = {"rtol": 1e-4, "atol": 1e-6}
 
 
 class NonFiniteError(ArithmeticError):
@@ -137,7 +133,8 @@ def find_perception_tokens(policy: Policy, batch: Batch, config: CPPOConfig, ste
     batch.views = encode_views(policy, batch, config, step)
     removed_entropy = score_removed(policy, batch, config)
     entropy, gated = batch.rollouts.entropy, batch.rollouts.completion_mask & batch.gate[:, None]
-    moved = gated & ~torch.isclose(removed_entropy, entropy, **ROUNDING)
+    # H is noted while sampling, H⁻ comes from a forward pass: entropies as close as these differ by rounding alone
+    moved = gated & ~torch.isclose(removed_entropy, entropy, rtol=1e-4, atol=1e-6)
     batch.shift = entropy_shift(entropy, removed_entropy, moved)
     batch.selected = parts.choose(policy, batch, removed_entropy, config, step)
 
@@ -161,31 +158,6 @@ def score_removed(policy: Policy, batch: Batch, config: CPPOConfig) -> Float[Ten
         options = {"temperature": config.temperature, "batch_size": config.micro_batch_size}
         entropy[rows] = completion_entropy(policy, *completions, **options)
     return entropy
-
-
-def encode_views(policy: Policy, batch: Batch, config: CPPOConfig, step: int) -> tuple[Prompts, Prompts] | None:
-    """Each completion's prompt with the preserving view for the image, and with the removing view.
-
-    Only prompts with a gated row are encoded; a row that is not gated has another prompt's views, which nobody looks at.
-    """
-    prompt = batch.rollouts.prompt_of_row
-    gated = prompt[batch.gate].unique()
-    if len(gated) == 0:
-        return None
-    place = torch.searchsorted(gated, prompt).clamp(max=len(gated) - 1)
-    questions = [batch.rollouts.rows[i]["question"] for i in gated.tolist()]
-    both = zip(*(views_of(batch.rollouts.rows[i], i, config, step) for i in gated.tolist()), strict=True)
-    preserved, removed = (policy.encode(images, questions).take(place) for images in both)
-    return preserved, removed
-
-
-def minibatches(count: int, config: CPPOConfig, step: int) -> Iterator[Tensor]:
-    """Row indices of each optimizer update: all rows at once on-policy, else seeded shuffles of them."""
-    for epoch in range(config.num_epochs):
-        order = torch.arange(count)
-        if config.num_minibatches > 1:
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(stream_seed(config.seed, step, 1 + epoch)))
-        yield from order.chunk(config.num_minibatches)
 
 
 def learnable(batch: Batch, minibatch: Tensor, config: CPPOConfig, parts: Parts = CPPO) -> bool:

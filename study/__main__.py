@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from cppo_ref.__main__ import parse, quiet
+from cppo_ref.__main__ import quiet
 from cppo_ref.config import InputError
+from cppo_ref.runs.options import parse
 from study.runner import StudyOptions, run_study
 
 

@@ -16,6 +16,7 @@ import torch
 from cppo_ref.config import InputError
 from cppo_ref.worlds.pretraining import PretrainOptions, pretrain
 from cppo_ref.worlds.splits import data_folder
+from study.hints import LEVEL, HintedOptions, hinted_example
 
 BASES_FOLDER = Path("data/study-bases")  # committed: a run is repeated from the same weights
 
@@ -36,9 +37,7 @@ BASES = {
         Base("tiny", {}, "never shown preserving shifts"),
         Base("robust", {"preserving_share": 0.5}, "half of its pretraining pictures are under preserving views"),
         Base("hallucinating", {"guess_rate": 0.45}, "45 % instead of 25 % of the listed cells are guesses"),
-        Base(
-            "shortcut", {"hint_share": 0.5, "hint_trust": 0.3}, "a hint in the question, often repeated as answer", "shortcut"
-        ),
+        Base("shortcut", {"hint_share": 0.5, "hint_trust": 0.3}, "a hint in the question, often repeated as answer", LEVEL),
     )
 }
 
@@ -84,6 +83,10 @@ def make_base(name: str, **options: Any) -> Path:
     aside = folder.with_name(f".{name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     torch.set_num_threads(1)
-    pretrain(PretrainOptions(output=str(aside), **{**base_named(name).recipe, **options}))
+    chosen = {"output": str(aside), **base_named(name).recipe, **options}
+    if base_named(name).level == LEVEL:
+        pretrain(HintedOptions(**chosen), example=hinted_example, words=["hint"])
+    else:
+        pretrain(PretrainOptions(**chosen))
     aside.rename(folder)
     return folder

@@ -3,16 +3,7 @@
 Exploratory; the rules are those of the protocol's log.
 """
 
-from study.analysis import (
-    PRIMARY_BASES,
-    PRIMARY_METRIC,
-    Difference,
-    Rows,
-    bootstrap_interval,
-    difference,
-    has_seeds,
-    paired,
-)
+from study.analysis import PRIMARY_BASES, PRIMARY_METRIC, Difference, Rows, bootstrap_interval, difference, has_seeds, paired
 from study.arms import MAIN
 from study.comparisons import SHOWN, baseline_pairs, table
 from study.hypotheses import judged

@@ -12,22 +12,15 @@ from typing import Any
 import numpy as np
 
 from cppo_ref.config import CPPOConfig
-from cppo_ref.evaluation import (
-    avg_at_k,
-    completion_labels,
-    completion_shift,
-    evaluate_detector,
-    evaluate_split,
-    sample_answers,
-    split_rows,
-)
-from cppo_ref.examples.loading import load_rows, row_at
-from cppo_ref.examples.rows import Rows
+from cppo_ref.evaluation import avg_at_k, completion_labels, completion_shift, evaluate_detector, evaluate_split, sample_answers
+from cppo_ref.examples.loading import load_rows, split_rows
+from cppo_ref.examples.rows import row_at
 from cppo_ref.perturbations import preserve, view_rng
 from cppo_ref.rewards import extract_boxed
 from cppo_ref.rollouts import Rollouts
 from cppo_ref.vlm.policy import Policy
-from cppo_ref.worlds.splits import WORLD_SEED, shifted, with_hints
+from cppo_ref.worlds.splits import WORLD_SEED, shifted
+from study.hints import LEVEL, hinted_rows, with_hints
 
 Examples = list[dict[str, Any]]
 SIDE_IMAGES = 100  # for consistency, sensitivity and the detector
@@ -38,17 +31,17 @@ REFERENCE_VIEW = {"removing": ("noise_patches",), "strength": 4.0}
 
 def evaluation_rows(level: str, split: str, images: int) -> dict[str, Examples]:
     """The rows of "plain" and "shift" images of the test split, or the same made from the validation split."""
+    if level == LEVEL:
+        plain = hinted_rows(split)
+        lying = hinted_rows("test_shift") if split == "test" else with_hints(load_rows("shapes", split, "easy"), 0.0)
+        chosen = range(min(images, len(plain)))
+        return {"plain": [row_at(plain, i) for i in chosen], "shift": [row_at(lying, i) for i in chosen]}
     if split == "test":
         names = {"plain": "test", "shift": "test_shift"}
         return {name: split_rows(stored, level, images) for name, stored in names.items()}
     rng = np.random.default_rng([WORLD_SEED, 100])
     plain = split_rows("validation", level, images)
-    if level == "shortcut":  # as in its test_shift, the pictures stay and every hint is wrong
-        lying = Rows(with_hints(load_rows("shapes", "validation", "easy").table, 0.0))
-        shift = [row_at(lying, i) for i in range(len(plain))]
-    else:
-        shift = [row | {"image": shifted(row["image"], rng)} for row in plain]
-    return {"plain": plain, "shift": shift}
+    return {"plain": plain, "shift": [row | {"image": shifted(row["image"], rng)} for row in plain]}
 
 
 def final_metrics(policy: Policy, rows: dict[str, Examples], seed: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ from cppo_ref.config import CPPOConfig, InputError
 from study.arms import ARMS, LEARNING_RATE, STEPS, Arm
 from study.bases import base_digest, base_folder, base_named
 from study.controls import Controls
+from study.hints import LEVEL
 
 VALIDATION_SEEDS = 100  # seeds from here on are scored on validation images, and never on test images
 CONTROLS = {field.name for field in dataclasses.fields(Controls)}
@@ -49,11 +50,16 @@ class Run:
                 "eval_rows": 0,
                 "device": "cpu",
                 "unpack": True,
-                "level": base_named(self.base).level,
+                **({} if self.level == LEVEL else {"level": self.level}),
                 "learning_rate": LEARNING_RATE,
                 **changes,
             }
         )
+
+    @property
+    def level(self) -> str:
+        """The level of the shape world that it is trained and scored on, or the shortcut world."""
+        return ARMS[self.arm].changes.get("level", base_named(self.base).level)
 
     @property
     def controls(self) -> Controls:
@@ -73,7 +79,7 @@ class Run:
     @property
     def key(self) -> tuple[str, str, str, int]:
         """(base, level, arm, seed): one row of the study."""
-        return self.base, self.config.level, self.arm, self.seed
+        return self.base, self.level, self.arm, self.seed
 
     @property
     def config_hash(self) -> str:
@@ -82,7 +88,8 @@ class Run:
         The code is not part of it: rows name its commit, and what rounds or draws differently in their `versions`.
         """
         settings = self.config.to_dict() | asdict(self.controls)
-        content = {name: settings[name] for name in HASHED} | {"trained_steps": self.trained_steps, "split": self.split}
+        content = {name: settings[name] for name in HASHED} | {"level": self.level}
+        content |= {"trained_steps": self.trained_steps, "split": self.split}
         content |= {"images": self.images, "probe_every": self.probe_every, "base": base_digest(self.base)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

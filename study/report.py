@@ -35,10 +35,7 @@ QUESTIONS = {
         ("shifted avg@8", "grpo", "shift_avg_at_8"),
         ("plain avg@8", "grpo", "avg_at_8"),
     ),
-    "Does it hold for greedy answers?": (
-        ("shifted greedy", "grpo", "shift_greedy"),
-        ("plain greedy", "grpo", "greedy"),
-    ),
+    "Does it hold for greedy answers?": (("shifted greedy", "grpo", "shift_greedy"), ("plain greedy", "grpo", "greedy")),
     "Is it more than image augmentation?": (("shifted avg@8", "grpo_augmented", "shift_avg_at_8"),),
     "Does it see better?": (("plain perception", "grpo", "perception"), ("shifted perception", "grpo", "shift_perception")),
     "Is reasoning preserved?": (("plain reasoning", "grpo", "reasoning"), ("shifted reasoning", "grpo", "shift_reasoning")),

@@ -1,6 +1,7 @@
 """The sweeps: one setting at a time, on validation seeds and images; what the protocol's rule says about defaults."""
 
-from cppo_ref.evaluation import best_constant_guess, split_rows
+from cppo_ref.examples.loading import split_rows
+from cppo_ref.runs.report import best_constant_guess
 from study.analysis import (
     MARGIN,
     PRIMARY_BASES,

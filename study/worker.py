@@ -15,11 +15,14 @@ from accelerate import Accelerator
 
 from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
-from cppo_ref.evaluation import DETECTOR_VIEWS, evaluate_detector
+from cppo_ref.evaluation import evaluate_detector
 from cppo_ref.examples.loading import load_rows, step_rows
+from cppo_ref.rollouts import Batch
 from cppo_ref.runs.metrics import StepMetrics
-from cppo_ref.step import Batch, NonFiniteError, cppo_step
+from cppo_ref.runs.report import DETECTOR_VIEWS
+from cppo_ref.step import NonFiniteError, cppo_step
 from cppo_ref.vlm.policy import Policy, policy_for
+from study.hints import LEVEL, hinted_rows
 from study.metrics import Examples, evaluation_rows, final_metrics, reach
 from study.plan import Run
 from study.probes import PROBE_IMAGES, batch_auroc, gradient_alignment, parameters_at, snapshot, validation
@@ -48,7 +51,7 @@ def execute(run: Run) -> dict[str, Any]:
     start, config, made_by = time.perf_counter(), run.config, provenance(run)
     policy = policy_for(config)
     curve = train_arm(policy, run, config)
-    rows = evaluation_rows(config.level, run.split, run.images)
+    rows = evaluation_rows(run.level, run.split, run.images)
     measured = final_metrics(policy, rows, run.seed)
     detector = [] if run.trained_steps else detector_rows(policy, rows["plain"], run)
     scored = [(point, point["validation_avg_at_8"]) for point in curve if not _missing(point["validation_avg_at_8"])]
@@ -69,8 +72,8 @@ def execute(run: Run) -> dict[str, Any]:
 
 def train_arm(policy: Policy, run: Run, config: CPPOConfig) -> list[dict[str, Any]]:
     """Train for the run's steps; one record per step, after a record of the policy before the first one."""
-    rows = load_rows(config.data, "train", config.level)
-    probe_rows = evaluation_rows(config.level, "validation", min(PROBE_IMAGES, run.images))
+    rows = hinted_rows("train") if run.level == LEVEL else load_rows(config.data, "train", config.level)
+    probe_rows = evaluation_rows(run.level, "validation", min(PROBE_IMAGES, run.images))
     optimizer = torch.optim.AdamW(policy.trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
     accelerator, parts = Accelerator(cpu=True), run.controls.parts
     curve, seconds = [_record(run, 0, train_seconds=0.0, **validation(policy, probe_rows, run.seed))], 0.0

@@ -27,16 +27,7 @@ from study.analysis import (
 )
 from study.arms import STEPS, TIME_RATIO, UNTRAINED
 from study.bases import BASES
-from study.comparisons import (
-    ANSWERS,
-    SHOWN,
-    TOKENS,
-    against_baselines,
-    differences_table,
-    levels_table,
-    moved_table,
-    table,
-)
+from study.comparisons import ANSWERS, SHOWN, TOKENS, against_baselines, differences_table, levels_table, moved_table, table
 from study.costs import price_table, step_cost, whole_run_costs
 from study.delay import ACCURACIES, delayed_table, longer_table, slowdown_table
 from study.dilution import dilution_table, intervention_table
@@ -57,20 +48,8 @@ from study.report import (
     questions_table,
     regimes,
 )
-from study.robustness import (
-    one_machine_table,
-    pictures_table,
-    replica_table,
-)
-from study.second import (
-    RATES,
-    change_table,
-    families_table,
-    forest_of_both,
-    second_complete,
-    second_differences,
-    second_rows,
-)
+from study.robustness import one_machine_table, pictures_table, replica_table
+from study.second import RATES, change_table, families_table, forest_of_both, second_complete, second_differences, second_rows
 from study.store import read_csv, read_parquet
 from study.sweeps import candidates_table, coverage_beside, hard_table, rivals_table, sweeps_table, swept
 

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from cppo_ref.config import CPPOConfig
-from cppo_ref.evaluation import split_rows
+from cppo_ref.examples.loading import split_rows
 from cppo_ref.step import cppo_step
 from cppo_ref.vlm import chunks
 from cppo_ref.vlm.chunks import over_tokens

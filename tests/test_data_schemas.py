@@ -71,11 +71,7 @@ def virl39k(folder):
 
 def clevr_count(folder):
     """leonardPKU/clevr_cogen_a_train: a picture, no marker, the answer in tags."""
-    columns = {
-        "image": pictures(),
-        "problem": QUESTIONS,
-        "solution": [f"<answer> {count} </answer>" for count in COUNTS],
-    }
+    columns = {"image": pictures(), "problem": QUESTIONS, "solution": [f"<answer> {count} </answer>" for count in COUNTS]}
     return write_parquet(folder / "clevr.parquet", columns, {"image": PICTURE, "problem": TEXT, "solution": TEXT})
 
 

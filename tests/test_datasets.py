@@ -30,7 +30,7 @@ SMALL = [f"{level}/{split}" for level in ("easy", "hard") for split in ("validat
 def written(tmp_path_factory):
     """Every split, written by another process with a hash seed of its own."""
     folder = tmp_path_factory.mktemp("splits")
-    code = f"from pathlib import Path; from cppo_ref.examples.loading import write_splits; write_splits(Path({str(folder)!r}))"
+    code = f"from pathlib import Path; from cppo_ref.worlds.splits import write_splits; write_splits(Path({str(folder)!r}))"
     environment = os.environ | {"PYTHONHASHSEED": "4242"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
     return folder
@@ -209,7 +209,7 @@ def test_a_missing_column_is_named(missing, png, tmp_path):
     ("split", "level", "named"), [("tset", "easy", "easy/tset"), ("test", "medium", "medium/test")], ids=["split", "level"]
 )
 def test_an_unknown_split_or_level_is_named(split, level, named):
-    with pytest.raises(InputError, match=f"{named}, expected easy or hard or shortcut and one of train, validation"):
+    with pytest.raises(InputError, match=f"{named}, expected easy or hard and one of train, validation"):
         load_rows("shapes", split, level)
 
 

@@ -21,7 +21,8 @@ from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.examples.loading import load_rows
 from cppo_ref.examples.rows import open_image, row_at
 from cppo_ref.runs.checkpoints import checkpoints, save_atomically, save_checkpoint
-from cppo_ref.vlm.policy import LoraOptions, load_policy
+from cppo_ref.vlm.adapters import LoraOptions
+from cppo_ref.vlm.policy import load_policy
 from cppo_ref.worlds.pretraining import build_model, build_processor
 
 TRAIN = "train --model model --steps 1 --prompts_per_step 3 --group_size 2 --max_new_tokens 19 --eval_rows 0"

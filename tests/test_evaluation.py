@@ -6,18 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from cppo_ref.evaluation import (
-    Interval,
-    avg_at_k,
-    best_constant_guess,
-    bootstrap_interval,
-    completion_shift,
-    correctness,
-    evaluate_detector,
-    evaluate_split,
-    split_rows,
-)
+from cppo_ref.evaluation import avg_at_k, completion_shift, correctness, evaluate_detector, evaluate_split
+from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import Rollouts, generate_rollouts
+from cppo_ref.runs.intervals import Interval, bootstrap_interval
+from cppo_ref.runs.report import best_constant_guess
 from cppo_ref.vlm.policy import load_policy
 from cppo_ref.worlds.splits import data_folder
 

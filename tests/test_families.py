@@ -13,12 +13,13 @@ from tiny_families import TYPES, make_family
 from torch.testing import assert_close
 
 from cppo_ref.config import CPPOConfig
-from cppo_ref.evaluation import split_rows
+from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import generate_rollouts
 from cppo_ref.runs.checkpoints import save_adapter
 from cppo_ref.step import cppo_step, loss_terms
+from cppo_ref.vlm.adapters import LoraOptions
 from cppo_ref.vlm.export import export_merged
-from cppo_ref.vlm.policy import LoraOptions, load_policy
+from cppo_ref.vlm.policy import load_policy
 
 QUESTIONS = ["how many red shapes ?", "how many blue shapes plus red shapes ?"]  # prompts of two lengths
 ADAPTED = {  # (vision, language) layers with adapters, counted in the configs by hand: blocks × linear layers of a block

@@ -263,11 +263,7 @@ MUTANTS = {
         ("1 - 0.5 * strength, 1 + 0.5 * strength", "0.5, 1.5", "strength ignored"),
         ("1 - 0.5 * strength, 1 + 0.5 * strength", "0.9 - 0.5 * strength, 0.9 + 0.5 * strength", "at strength 0"),
         ("1 - 0.5 * strength, 1 + 0.5 * strength", "1 - 0.5 * strength, 1", "at strength 1"),
-        (
-            "1 - 0.5 * strength, 1 + 0.5 * strength",
-            "1 - 0.5 * strength**2, 1 + 0.5 * strength**2",
-            "at strength 0.5",
-        ),
+        ("1 - 0.5 * strength, 1 + 0.5 * strength", "1 - 0.5 * strength**2, 1 + 0.5 * strength**2", "at strength 0.5"),
         ("* factor", "+ 100 * (factor - 1)", "added, not multiplied"),
         (
             "rng.uniform(1 - 0.5 * strength, 1 + 0.5 * strength)",

@@ -279,8 +279,7 @@ def loss_and_gradient(loss, logprobs):
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "loss_type"),
-    [("token", "dapo"), ("token", "bnpo"), ("sequence", "grpo"), (("constant", 9.0), "dr_grpo")],
+    ("aggregation", "loss_type"), [("token", "dapo"), ("token", "bnpo"), ("sequence", "grpo"), (("constant", 9.0), "dr_grpo")]
 )
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 @pytest.mark.parametrize("clip", [(0.2, 0.2), (0.1, 0.28)])

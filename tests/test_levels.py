@@ -6,14 +6,14 @@ from transformers import AutoTokenizer
 from cppo_ref import evaluation
 from cppo_ref.__main__ import _settings, main
 from cppo_ref.config import CPPOConfig
-from cppo_ref.evaluation import sample_answers, split_rows
-from cppo_ref.examples.loading import load_rows
+from cppo_ref.evaluation import sample_answers
+from cppo_ref.examples.loading import load_rows, split_rows
 from cppo_ref.vlm.policy import load_policy
 from cppo_ref.worlds.shapes import LEVELS, asked_colors, completion_text, level_of
 from cppo_ref.worlds.splits import data_folder
 
 # counted by hand: <think>, 9 cells, ";", "red : 2", </think>, "\boxed{ 2 }" and the end; 16 cells, two counts and a total
-TOKENS = {"easy": 1 + 9 + 4 + 1 + 3 + 1, "hard": 1 + 16 + 3 * 4 + 1 + 3 + 1, "shortcut": 19}
+TOKENS = {"easy": 1 + 9 + 4 + 1 + 3 + 1, "hard": 1 + 16 + 3 * 4 + 1 + 3 + 1}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_every_right_answer_has_as_many_tokens_as_its_level_says(level, tokenize
         for objects, question in zip(table["objects"], table["question"], strict=True)
     ]
     assert {len(tokenizer.tokenize(text)) + 1 for text in right} == {TOKENS[level]}
-    assert LEVELS["easy" if level == "shortcut" else level].answer_tokens == TOKENS[level]
+    assert LEVELS[level].answer_tokens == TOKENS[level]
 
 
 @pytest.mark.parametrize("level", TOKENS)
@@ -46,7 +46,7 @@ def test_defaults_leave_room_for_a_right_answer(level, monkeypatch):
     limits.append(_settings("train", ["--level", level])[0].max_new_tokens)
     limits.append(_settings("train", ["--preset", "verl", "--level", level])[0].max_new_tokens)
     assert len(set(limits)) == 1 and limits[0] > TOKENS[level]
-    assert limits[0] == {"easy": 32, "hard": 48, "shortcut": 32}[level]
+    assert limits[0] == {"easy": 32, "hard": 48}[level]
 
 
 def test_other_data_have_a_default_of_their_own():
@@ -55,9 +55,7 @@ def test_other_data_have_a_default_of_their_own():
         level_of({"question": "How many?", "answer": "2"})
 
 
-@pytest.mark.parametrize(
-    ("level", "given", "needed"), [("hard", 32, 34), ("hard", 33, 34), ("easy", 18, 19), ("shortcut", 18, 19)]
-)
+@pytest.mark.parametrize(("level", "given", "needed"), [("hard", 32, 34), ("hard", 33, 34), ("easy", 18, 19)])
 def test_a_limit_that_cuts_right_answers_is_refused_before_a_folder_is_made(level, given, needed, tmp_path, capsys):
     words = f"train --level {level} --max_new_tokens {given} --steps 1 --output {tmp_path / 'run'}".split()
     assert main(words) == 2

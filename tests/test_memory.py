@@ -9,10 +9,9 @@ import tiny_families
 import torch
 from tiny_families import TYPES, make_family
 
-from cppo_ref import training
 from cppo_ref.__main__ import main
 from cppo_ref.config import CPPOConfig, InputError
-from cppo_ref.evaluation import split_rows
+from cppo_ref.examples.loading import split_rows
 from cppo_ref.step import cppo_step
 from cppo_ref.training import train
 from cppo_ref.vlm import memory
@@ -64,10 +63,7 @@ def wide(monkeypatch):
     monkeypatch.setattr(tiny_families, "VISION", tiny_families.VISION | table)
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype", "checkpointing"),
-    [("qwen2_5_vl", "float32", False), ("qwen3_vl", "bfloat16", True)],
-)
+@pytest.mark.parametrize(("kind", "dtype", "checkpointing"), [("qwen2_5_vl", "float32", False), ("qwen3_vl", "bfloat16", True)])
 def test_the_estimate_is_near_the_tensors_that_a_step_holds(wide, tmp_path, monkeypatch, kind, dtype, checkpointing):
     """A step of full-length completions, phase by phase, every live tensor counted; README says "within a quarter"."""
     folder = make_family(kind, tmp_path)
@@ -86,7 +82,7 @@ def test_the_estimate_is_near_the_tensors_that_a_step_holds(wide, tmp_path, monk
     rows = [{"image": image, "question": "how many ?", "answer": "1"}]
     monkeypatch.setattr(Policy, "forbidden_ids", [2, *range(40, 44)])  # no end of sequence, no image: full length
     # a random model hardly looks: without this no token would be selected, and no view scored
-    monkeypatch.setattr("study.controls.select_perception_tokens", lambda shift, removed_entropy, mask, **_: mask)
+    monkeypatch.setattr("cppo_ref.step.select_perception_tokens", lambda shift, removed_entropy, mask, **_: mask)
     with LiveTensors() as live:
         policy = policy_for(run)
         loaded = live.live

@@ -76,13 +76,7 @@ SELECTIONS = [
         # 0.1 · 3 candidates; 0.1 · 1 candidate
         [[0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]],
     ),
-    table(
-        "a vanishing share keeps one",
-        1e-12,
-        [[0.1, 0.3, 0.2, 0.0, 0.0, 0.0]],
-        [[1, 1, 1, 1, 1, 1]],
-        [[0, 1, 0, 0, 0, 0]],
-    ),
+    table("a vanishing share keeps one", 1e-12, [[0.1, 0.3, 0.2, 0.0, 0.0, 0.0]], [[1, 1, 1, 1, 1, 1]], [[0, 1, 0, 0, 0, 0]]),
     table(
         "a row without completion tokens has none",
         0.5,

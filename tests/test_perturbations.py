@@ -4,16 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 from scipy.ndimage import convolve, gaussian_filter
 
 from cppo_ref import perturbations
-from cppo_ref.examples.loading import load_rows, row_at
+from cppo_ref.examples.loading import load_rows
+from cppo_ref.examples.rows import row_at
 from cppo_ref.perturbations import PRESERVING, REMOVING, preserve, remove, to_rgb, view_rng
 
 VIEWS = {**PRESERVING, **REMOVING}
-MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F"]
-MODES += ["LA", "PA", "RGBX", "RGBa", "La", "I;16", "I;16B", "I;16L"]
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"]
 SIZES = [(1, 1), (1, 7), (9, 1), (31, 20)]
 
 
@@ -25,15 +25,12 @@ def noise_picture(size, seed=0):
 def picture(mode, size):
     """A noise picture in any mode, with alpha 0…255 where the mode has one."""
     rgb = noise_picture(size)
-    if mode in ("LA", "RGBA", "La", "RGBa", "PA"):
-        plain = rgb.convert({"La": "LA", "LA": "LA"}.get(mode, "RGBA"))
+    if mode in ("LA", "RGBA"):
+        plain = rgb.convert(mode)
         plain.putalpha(noise_picture(size, seed=1).convert("L"))
-        return plain.convert(mode)
-    if mode.startswith("I;16"):
-        depth = np.asarray(rgb.convert("L")).astype(">u2" if mode.endswith("B") else "<u2") * 257
-        return Image.frombytes(mode, size, depth.tobytes())
-    if mode == "LAB":
-        return ImageCms.profileToProfile(rgb, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+        return plain
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(rgb.convert("L")).astype("uint16") * 257)
     if mode in ("I", "F"):
         return Image.fromarray(np.asarray(rgb.convert("L")).astype({"I": "int32", "F": "float32"}[mode]) * 257)
     return rgb.convert(mode)
@@ -102,7 +99,13 @@ def test_strength_next_to_zero_changes_next_to_nothing(name):
     assert np.abs(np.asarray(out, dtype=int) - np.asarray(image, dtype=int)).mean() < 1
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])
+@pytest.mark.parametrize("mode", ["LAB", "RGBa", "I;16B"])
+def test_a_mode_that_pictures_do_not_come_in_is_refused_with_the_way_out(mode):
+    with pytest.raises(ValueError, match=rf"image mode is {mode}.*convert\('RGB'\)"):
+        PRESERVING["rotation"](Image.new(mode, (8, 8)), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_survives(mode):
     image = picture(mode, (31, 20))
     for name, view in VIEWS.items():

@@ -5,8 +5,10 @@ import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
-from cppo_ref.evaluation import Interval, SplitReport, split_rows
+from cppo_ref.evaluation import SplitReport
+from cppo_ref.examples.loading import split_rows
 from cppo_ref.pictures import plots
+from cppo_ref.runs.intervals import Interval
 from cppo_ref.worlds.shapes import TokenLabel
 
 mpl.use("Agg")

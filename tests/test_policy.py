@@ -13,13 +13,15 @@ from tiny_families import TEXT, VISION, random_model
 from torch.testing import assert_close
 
 from cppo_ref.config import CPPOConfig, InputError
-from cppo_ref.examples.loading import load_rows, row_at
+from cppo_ref.examples.loading import load_rows
+from cppo_ref.examples.rows import row_at
 from cppo_ref.rollouts import completion_mask, generate_rollouts
 from cppo_ref.runs.checkpoints import save_adapter
 from cppo_ref.step import cppo_step
+from cppo_ref.vlm.adapters import LoraOptions
 from cppo_ref.vlm.devices import choose_dtype
 from cppo_ref.vlm.export import export_merged
-from cppo_ref.vlm.policy import LoraOptions, load_policy
+from cppo_ref.vlm.policy import load_policy
 from cppo_ref.vlm.prompts import Prompts, encode_prompts
 from cppo_ref.worlds.splits import data_folder
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import cppo_ref.training as training
+from cppo_ref import step as algorithm
 from cppo_ref.config import PRESETS, CPPOConfig
 from cppo_ref.cpl import contrast, contrastive_perception_loss
 from cppo_ref.examples.loading import load_rows, step_rows
@@ -149,11 +149,11 @@ def test_a_batch_mean_would_open_the_gate_of_a_dead_group_and_ours_stays_shut():
 def test_the_gate_of_a_step_is_shut_for_a_dead_group_whatever_the_mean_of_the_batch(monkeypatch):
     scripted = [1.0] * 4 + [0.0, 0.0, 0.0, 1.0]
     number = count()
-    monkeypatch.setattr(training, "reward", lambda text, answer: scripted[next(number)])
+    monkeypatch.setattr(algorithm, "reward", lambda text, answer: scripted[next(number)])
     config = CPPOConfig(prompts_per_step=2, group_size=4, temperature=3.0, micro_batch_size=8)  # 3: lengths differ
     policy = load_policy("tiny")
     rows = step_rows(load_rows("shapes", "train"), 2, 0, 0)
-    _, batch = training.cppo_step(policy, torch.optim.SGD(policy.trainable, lr=0.0), rows, config, step=0)
+    _, batch = algorithm.cppo_step(policy, torch.optim.SGD(policy.trainable, lr=0.0), rows, config, step=0)
     lengths = batch.rollouts.completion_mask.sum(dim=1)
     assert (batch.advantages * lengths).sum() < 0  # after subtracting this mean, the dead group would have A > 0
     assert batch.gate.tolist() == [False] * 7 + [True]

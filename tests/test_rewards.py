@@ -10,6 +10,7 @@ import pytest
 
 from cppo_ref import rewards
 from cppo_ref.rewards import accuracy_reward, answers_match, extract_boxed, format_reward, reward
+from cppo_ref.runs.verifier import Verifier
 
 TOWER = "9^{9^{9^{9}}}"  # asks for more digits than there are atoms
 
@@ -17,9 +18,9 @@ TOWER = "9^{9^{9^{9}}}"  # asks for more digits than there are atoms
 @pytest.fixture(scope="module", autouse=True)
 def verifier():
     """A verifier of this module's own, stopped at the end."""
-    own = rewards._Verifier()
+    own = Verifier()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewards, "_VERIFIER", own)
+        patch.setattr(rewards, "VERIFIER", own)
         yield own
     if own.worker is not None:
         own.worker.communicate()  # closes its stdin: the worker's loop ends
@@ -270,7 +271,7 @@ def test_threads_share_the_worker():
 
 def test_the_worker_starts_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fresh = rewards._Verifier()
+    fresh = Verifier()
     assert fresh.ask("1/2", "0.5")
     fresh.worker.communicate()
 
@@ -278,4 +279,4 @@ def test_the_worker_starts_from_any_folder(tmp_path, monkeypatch):
 def test_a_worker_that_cannot_start_is_an_error_not_a_wrong_answer(monkeypatch):
     monkeypatch.setattr(sys, "executable", "true")  # the command: ends at once and says nothing
     with pytest.raises(RuntimeError, match="math-verify worker did not start"):
-        rewards._Verifier().ask("1/2", "0.5")
+        Verifier().ask("1/2", "0.5")

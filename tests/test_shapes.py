@@ -125,10 +125,7 @@ LABELS = {
         "f+ p+p+p+p+p+p+p+p+p+ f+ r-f+r- f+ f+r-f+",
     ),
     "too few cells": (r"<think> red none blue ; red : 1 </think> \boxed{ 1 }", "f+ p+p+p+ f+ r+f+r+ f+ f+r+f+"),
-    "too many cells": (
-        rf"<think> {SEEN} red ; red : 3 </think> \boxed{{ 3 }}",
-        "f+ p+p+p+p+p+p+p+p+p+p- f+ r+f+r+ f+ f+r+f+",
-    ),
+    "too many cells": (rf"<think> {SEEN} red ; red : 3 </think> \boxed{{ 3 }}", "f+ p+p+p+p+p+p+p+p+p+p- f+ r+f+r+ f+ f+r+f+"),
     "no cells": (r"<think> ; red : 0 </think> \boxed{ 0 }", "f+ f+ r+f+r+ f+ f+r+f+"),
     "no <think>": (GOOD.removeprefix("<think> "), "p+p+p+p+p+p+p+p+p+ f+ r+f+r+ f+ f+r+f+"),
     "no box": (rf"<think> {SEEN} ; red : 2 </think> 2", "f+ p+p+p+p+p+p+p+p+p+ f+ r+f+r+ f+ r-"),

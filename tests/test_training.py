@@ -13,15 +13,16 @@ from torch.testing import assert_close
 from cppo_ref.config import CPPOConfig
 from cppo_ref.cpl import contrastive_perception_loss, view_divergence
 from cppo_ref.examples.loading import load_rows, step_rows
-from cppo_ref.examples.views import views_of
+from cppo_ref.examples.views import encode_views, views_of
 from cppo_ref.grpo import group_advantages, token_logprobs
 from cppo_ref.perception import entropy_shift, select_perception_tokens, token_entropy
 from cppo_ref.rewards import reward
 from cppo_ref.rollouts import Batch, generate_rollouts
 from cppo_ref.runs.seeds import stream_seed
-from cppo_ref.step import NonFiniteError, cppo_step, encode_views, loss_terms, update
+from cppo_ref.step import NonFiniteError, cppo_step, loss_terms, update
 from cppo_ref.vlm.accelerators import accelerator_for
-from cppo_ref.vlm.policy import LoraOptions, load_policy
+from cppo_ref.vlm.adapters import LoraOptions
+from cppo_ref.vlm.policy import load_policy
 
 CONFIG = CPPOConfig(prompts_per_step=3, group_size=4, cpl_weight=0.5)
 

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from cppo_ref.config import CPPOConfig
 from cppo_ref.examples.loading import load_rows, step_rows
 from cppo_ref.rollouts import Batch, generate_rollouts
-from cppo_ref.runs.seeds import stream_seed
-from cppo_ref.step import NonFiniteError, Parts, cppo_step, minibatches, update
+from cppo_ref.runs.seeds import minibatches, stream_seed
+from cppo_ref.step import NonFiniteError, Parts, cppo_step, update
 from cppo_ref.vlm.policy import load_policy
 
 CONFIG = CPPOConfig(prompts_per_step=2, group_size=2, max_new_tokens=16, cpl_weight=0.5, max_grad_norm=1e9)

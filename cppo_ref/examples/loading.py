@@ -29,7 +29,7 @@ def load_rows(
         source: "shapes"; a local .parquet, .json, .jsonl or .csv file; a folder of images with a metadata file; else the name
             of a Hub dataset.
         split: split of the shape world, of a folder or of the Hub dataset; a local file has only its own rows.
-        level: "easy", "hard" or "shortcut" (the easy pictures, with hints: `with_hints`), for the shape world.
+        level: "easy" or "hard", for the shape world.
         columns: which column holds what, such as "question=prompt", where its name is not a usual one.
         image_folder: where relative image paths start; empty: beside the data file.
         instruction: "auto", "none" or a text, as in CPPOConfig.
@@ -106,3 +106,11 @@ def step_rows(rows: Rows, count: int, step: int, seed: int) -> list[dict[str, An
         order = np.random.default_rng([seed, epoch]).permutation(len(rows))
         picked.append(row_at(rows, int(order[place])))
     return picked
+
+
+def split_rows(split: str, level: str = "easy", count: int | None = None) -> list[dict[str, Any]]:
+    """The first `count` rows (all by default) of a split of the shape world."""
+    if count is not None and count < 1:
+        raise InputError(f"images is {count}, expected 1 or more")
+    rows = load_rows("shapes", split, level)
+    return [row_at(rows, i) for i in range(min(count or len(rows), len(rows)))]

@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import torch
 from PIL import Image
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.examples.rows import images_of
 from cppo_ref.perturbations import preserve, remove, view_rng
+from cppo_ref.rollouts import Batch
+from cppo_ref.vlm.policy import Policy
+from cppo_ref.vlm.prompts import Prompts
 
 
 def views_of(row: dict[str, Any], place: int, config: CPPOConfig, step: int) -> tuple[list[Image.Image], list[Image.Image]]:
@@ -14,4 +18,20 @@ def views_of(row: dict[str, Any], place: int, config: CPPOConfig, step: int) -> 
     plus, minus = view_rng(config.seed, step, place, "preserve"), view_rng(config.seed, step, place, "remove")
     preserved = [preserve(image, plus, config.preserving, config.preserving_strength) for image in images_of(row)]
     removed = [remove(image, minus, config.removing, config.removing_strength) for image in images_of(row)]
+    return preserved, removed
+
+
+def encode_views(policy: Policy, batch: Batch, config: CPPOConfig, step: int) -> tuple[Prompts, Prompts] | None:
+    """Each completion's prompt with the preserving view for the image, and with the removing view.
+
+    Only prompts with a gated row are encoded; a row that is not gated has another prompt's views, which nobody looks at.
+    """
+    prompt = batch.rollouts.prompt_of_row
+    gated = prompt[batch.gate].unique()
+    if len(gated) == 0:
+        return None
+    place = torch.searchsorted(gated, prompt).clamp(max=len(gated) - 1)
+    questions = [batch.rollouts.rows[i]["question"] for i in gated.tolist()]
+    both = zip(*(views_of(batch.rollouts.rows[i], i, config, step) for i in gated.tolist()), strict=True)
+    preserved, removed = (policy.encode(images, questions).take(place) for images in both)
     return preserved, removed

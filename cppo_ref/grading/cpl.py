@@ -59,11 +59,7 @@ CONTRAST_CASES = [
     ),
     Case("τ = 1", (torch.tensor([[2.0]]), torch.tensor([[1.0]]), bools([[1]]), 1.0), 1.3133),
     Case("a large difference", (torch.tensor([[20.0]]), torch.tensor([[0.0]]), bools([[1]]), 0.1), 200.0),
-    Case(
-        "∞ where nothing is selected",
-        (torch.tensor([[0.1, INF]]), torch.tensor([[0.0, 0.0]]), bools([[1, 0]]), 0.1),
-        1.3133,
-    ),
+    Case("∞ where nothing is selected", (torch.tensor([[0.1, INF]]), torch.tensor([[0.0, 0.0]]), bools([[1, 0]]), 0.1), 1.3133),
     Case(
         "two tokens in one row, one in the other",
         (torch.tensor([[0.0, 0.2], [0.1, 5.0]]), torch.tensor([[0.1, 0.2], [0.0, 0.0]]), bools([[1, 1], [1, 0]]), 0.1),
@@ -135,11 +131,7 @@ GATED_CASES = [
         ),
         0.9637,
     ),
-    Case(
-        "no row with A > 0",
-        (ORIGINAL, PRESERVED, REMOVED, FIRST_THREE, torch.tensor([0.0, 0.0, -1.0, 0.0])),
-        0.0,
-    ),
+    Case("no row with A > 0", (ORIGINAL, PRESERVED, REMOVED, FIRST_THREE, torch.tensor([0.0, 0.0, -1.0, 0.0])), 0.0),
 ]
 
 

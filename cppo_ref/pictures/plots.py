@@ -56,14 +56,7 @@ def show_image(ax: Axes, image: Image.Image, title: str, *, edge: str = "#999999
         spine.set(visible=True, color=edge)
 
 
-def draw_tokens(
-    ax: Axes,
-    tokens: Sequence[str],
-    *,
-    faces: Iterable[Any],
-    outlined: Sequence[bool],
-    columns: int = 44,
-) -> None:
+def draw_tokens(ax: Axes, tokens: Sequence[str], *, faces: Iterable[Any], outlined: Sequence[bool], columns: int = 44) -> None:
     """Lay tokens out as boxes that wrap after `columns` characters and at "\\n"; `outlined` ones are framed and bold."""
     x, line = 0.0, 0
     for token, face, outline in zip(tokens, faces, outlined, strict=True):

@@ -16,10 +16,7 @@ BLOCK = 2**24  # logits in a chunk: 64 MiB in float32
 
 
 def over_tokens(
-    statistic: Callable[..., Tensor],
-    mask: Bool[Tensor, "B T"],
-    *inputs: Tensor,
-    vocabulary: int,
+    statistic: Callable[..., Tensor], mask: Bool[Tensor, "B T"], *inputs: Tensor, vocabulary: int
 ) -> Float[Tensor, "B T *k"]:
     """`statistic(*inputs)` of the tokens where `mask` is True, at most BLOCK logits at a time; 0 on the others.
 

@@ -14,12 +14,7 @@ class Decoder:
     hidden: Float[Tensor, "B H"]
 
     def __init__(
-        self,
-        vlm: Any,
-        language: Any,
-        inputs: dict[str, Tensor],
-        positions: Int[Tensor, "*axes P W"],
-        prompt: Int[Tensor, " B"],
+        self, vlm: Any, language: Any, inputs: dict[str, Tensor], positions: Int[Tensor, "*axes P W"], prompt: Int[Tensor, " B"]
     ) -> None:
         """Compute the P prompts.
 

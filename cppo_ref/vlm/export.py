@@ -9,7 +9,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
 
 from cppo_ref.config import InputError
-from cppo_ref.evaluation import split_rows
+from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import Rollouts, generate_rollouts
 from cppo_ref.runs.checkpoints import save_atomically
 from cppo_ref.vlm.policy import Policy, load_policy

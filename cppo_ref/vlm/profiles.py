@@ -17,6 +17,15 @@ _EVERYWHERE = {
     "warmup_steps": 10,
 }
 
+_12GB = {
+    **_EVERYWHERE,
+    "model": "Qwen/Qwen3-VL-2B-Instruct",
+    "dtype": "bfloat16",
+    "max_pixels": 448 * 448,
+    "max_new_tokens": 512,
+    "micro_batch_size": 2,
+    "rollout_batch_size": 16,
+}
 PROFILES: dict[str, dict[str, Any]] = {
     # 1.54 GB of 16-bit and 0.73 of 4-bit weights, 0.28 adapters with gradient and moments, 0.5 context, 0.93 update: 3.97 GB
     "8gb": {
@@ -29,26 +38,10 @@ PROFILES: dict[str, dict[str, Any]] = {
         "rollout_batch_size": 8,
     },
     # 3.05 before the step as above; 16 completions at a time, 0.13 GB each: 5.09 GB in the rollouts
-    "12gb": {
-        **_EVERYWHERE,
-        "model": "Qwen/Qwen3-VL-2B-Instruct",
-        "dtype": "bfloat16",
-        "max_pixels": 448 * 448,
-        "max_new_tokens": 512,
-        "micro_batch_size": 2,
-        "rollout_batch_size": 16,
-    },
+    "12gb": _12GB,
     # as 12gb: 5.09 GB. A T4 computes in float16 only: adapters stay in float32, a loss scaler guards their gradients. Whether
     # the 16-bit parts of a trained VLM stay in float16's range has not been tested here
-    "t4": {
-        **_EVERYWHERE,
-        "model": "Qwen/Qwen3-VL-2B-Instruct",
-        "dtype": "float16",
-        "max_pixels": 448 * 448,
-        "max_new_tokens": 512,
-        "micro_batch_size": 2,
-        "rollout_batch_size": 16,
-    },
+    "t4": {**_12GB, "dtype": "float16"},
     # 4.67 before the step; 16 completions at a time, 0.29 GB each: 9.32 GB in the rollouts
     "24gb": {
         **_EVERYWHERE,

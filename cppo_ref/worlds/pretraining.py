@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from tqdm import tqdm
 from transformers import (
@@ -27,18 +28,7 @@ from transformers import (
 )
 
 from cppo_ref.perturbations import noise_patches, preserve, zoom_crop
-from cppo_ref.worlds.shapes import (
-    CELL_WORDS,
-    IMAGE_SIZE,
-    LEVELS,
-    Level,
-    asked_colors,
-    completion_text,
-    hint_in,
-    hinted,
-    sample_row,
-)
-from cppo_ref.worlds.splits import HINT_RIGHT
+from cppo_ref.worlds.shapes import CELL_WORDS, IMAGE_SIZE, LEVELS, Level, asked_colors, completion_text, sample_row
 
 PATCH_SIZE = 12  # pixels
 SPECIAL = ("<pad>", "<unk>", "<eos>", "<image>", "<user>", "<assistant>")
@@ -62,9 +52,7 @@ class PretrainOptions:
     learning_rate: float = 2e-3  # peak of the one-cycle schedule
     guess_rate: float = 0.25  # share of listed cells replaced by a uniform guess
     hard_share: float = 0.4  # share of 4×4 pictures
-    preserving_share: float = 0.0  # share of pictures under a preserving view (the study's "robust" base)
-    hint_share: float = 0.0  # share of 3×3 questions with a hint, right as often as in training (the "shortcut" base)
-    hint_trust: float = 0.0  # share of hinted examples that answer with the hint instead of their count
+    preserving_share: float = 0.0  # share of pictures under a preserving view
     seed: int = 0
 
 
@@ -133,7 +121,7 @@ def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGene
         return LlavaForConditionalGeneration(config)
 
 
-def corrupt(image, rng: np.random.Generator):
+def corrupt(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Half of the pictures stay clean, 30 % are occluded by 10–120 noise patches, 20 % zoom-cropped."""
     kind = rng.random()
     if kind < 0.5:
@@ -143,28 +131,29 @@ def corrupt(image, rng: np.random.Generator):
     return zoom_crop(image, rng)
 
 
-def training_example(rng: np.random.Generator, level: Level, options: PretrainOptions) -> tuple:
-    """(image, question, completion): a share `guess_rate` of the listed cells are guesses, counted without error."""
+def training_example(rng: np.random.Generator, level: Level, options: PretrainOptions) -> dict:
+    """{image, question, answer, completion}: a share `guess_rate` of the listed cells are guesses, counted without error."""
     row = sample_row(rng, level)
     cells = [thing["color"] for thing in row["objects"]]
     cells = [str(rng.choice(CELL_WORDS)) if rng.random() < options.guess_rate else cell for cell in cells]
     image = corrupt(row["image"], rng)
     if options.preserving_share and rng.random() < options.preserving_share:
         image = preserve(row["image"], rng)
-    question, trusted = row["question"], None
-    if options.hint_share and level.colors_asked == 1 and rng.random() < options.hint_share:
-        question = hinted(question, int(row["answer"]), rng.random() < HINT_RIGHT, level.max_answer, rng)
-        trusted = hint_in(question) if rng.random() < options.hint_trust else None
-    return image, question, completion_text(cells, asked_colors(question), trusted)
+    return row | {"image": image, "completion": completion_text(cells, asked_colors(row["question"]))}
 
 
-def pretraining_batch(processor: LlavaProcessor, options: PretrainOptions, step: int) -> dict[str, torch.Tensor]:
+Example = Callable[[np.random.Generator, Level, PretrainOptions], dict]
+
+
+def pretraining_batch(
+    processor: LlavaProcessor, options: PretrainOptions, step: int, example: Example = training_example
+) -> dict[str, torch.Tensor]:
     """The inputs and labels of step `step`: a pure function of (seed, step)."""
     rng = np.random.default_rng([options.seed, step])
     level = LEVELS["hard" if rng.random() < options.hard_share else "easy"]
-    examples = [training_example(rng, level, options) for _ in range(options.batch_size)]
-    images = [image for image, _, _ in examples]
-    texts = [f"<user> <image> {question} <assistant> {completion} <eos>" for _, question, completion in examples]
+    rows = [example(rng, level, options) for _ in range(options.batch_size)]
+    images = [row["image"] for row in rows]
+    texts = [f"<user> <image> {row['question']} <assistant> {row['completion']} <eos>" for row in rows]
     batch = processor(images=images, text=texts, return_tensors="pt", padding=True)  # pyright: ignore[reportCallIssue]
     start = processor.tokenizer.convert_tokens_to_ids("<assistant>")
     answered = (batch["input_ids"] == start).cumsum(1).bool() & (batch["input_ids"] != start)
@@ -172,12 +161,15 @@ def pretraining_batch(processor: LlavaProcessor, options: PretrainOptions, step:
     return {**batch, "labels": labels}
 
 
-def pretrain(options: PretrainOptions, *, report: Callable[[str], None] = print) -> Path:
-    """Train the tiny VLM on fresh pictures and save it, with its processor, in `options.output`."""
+def pretrain(options: PretrainOptions, *, example: Example = training_example, words: Sequence[str] = ()) -> Path:
+    """Train the tiny VLM on fresh pictures and save it, with its processor, in `options.output`.
+
+    `example` draws what it is trained on, in the vocabulary and `words`.
+    """
     folder = Path(options.output)
     if folder.exists():
         raise FileExistsError(f"{folder} exists already: choose another --output, nothing was overwritten")
-    processor = build_processor(["hint"] if options.hint_share else [])
+    processor = build_processor(words)
     model = build_model(processor, options.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps)
@@ -186,7 +178,7 @@ def pretrain(options: PretrainOptions, *, report: Callable[[str], None] = print)
     loss = torch.tensor(float("nan"))
     bar = tqdm(range(options.steps), desc="pretrain")
     for step in bar:
-        loss = model(**pretraining_batch(processor, options, step)).loss
+        loss = model(**pretraining_batch(processor, options, step, example)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -200,5 +192,5 @@ def pretrain(options: PretrainOptions, *, report: Callable[[str], None] = print)
     record |= {"parameters": sum(p.numel() for p in model.parameters()), "final_loss": loss.item()}
     record |= {"seconds": round(time.perf_counter() - start), "threads": torch.get_num_threads(), "torch": torch.__version__}
     (folder / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
-    report(f"saved {folder}: {record}")
+    print(f"saved {folder}: {record}")
     return folder

@@ -101,20 +101,6 @@ def sample_row(rng: np.random.Generator, level: Level) -> dict:
     }
 
 
-def hinted(question: str, answer: int, right: bool, max_answer: int, rng: np.random.Generator) -> str:
-    """The question with a hint at its answer: the truth, or a uniform draw from the other answers.
-
-    "How many red shapes?" becomes "How many red shapes? hint 3": a language shortcut that needs no look at the picture.
-    """
-    others = [number for number in range(max_answer + 1) if number != answer]
-    return f"{question} hint {answer if right else rng.choice(others)}"
-
-
-def hint_in(question: str) -> str | None:
-    """The number that a question hints at; None without a hint."""
-    return question.partition(" hint ")[2] or None
-
-
 def draw(objects: list[dict], rng: np.random.Generator, size: int = IMAGE_SIZE) -> Image.Image:
     """Paint the cells on a square RGB picture; position and size of each shape vary by a pixel or so."""
     grid = round(len(objects) ** 0.5)
@@ -144,12 +130,9 @@ def asked_colors(question: str) -> list[str]:
     return [word for word in question.replace("?", " ").lower().split() if word in COLORS]
 
 
-def completion_text(cells: list[str], asked: list[str], trusted: str | None = None) -> str:
-    """The completion of a policy that sees `cells` (right or wrong) and counts them without error.
-
-    With `trusted`, a hint to a question about one colour, it says that instead of what it counted.
-    """
-    counts = [int(trusted)] if trusted else [cells.count(color) for color in asked]
+def completion_text(cells: list[str], asked: list[str]) -> str:
+    """The completion of a policy that sees `cells` (right or wrong) and counts them without error."""
+    counts = [cells.count(color) for color in asked]
     steps = [f"{color} : {count}" for color, count in zip(asked, counts, strict=True)]
     if len(asked) > 1:
         steps.append(f"total : {sum(counts)}")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cppo_ref.config import InputError
 from cppo_ref.perturbations import blank, preserve
-from cppo_ref.worlds.shapes import LEVELS, hinted, level_named, sample_row
+from cppo_ref.worlds.shapes import LEVELS, level_named, sample_row
 
 SPLITS = {"train": 2000, "validation": 200, "test": 300, "test_shift": 300, "test_blank": 300}
 FEATURES = datasets.Features(
@@ -21,7 +21,6 @@ FEATURES = datasets.Features(
 )
 SHIFT_STRENGTH = 1.2  # widens the range that CPPO's own preserving views are drawn from: most draws lie inside both
 WORLD_SEED = 2601_00501
-HINT_RIGHT = 0.8  # share of right hints at level "shortcut"; none is right in its test_shift
 
 
 def data_folder() -> Path:
@@ -32,24 +31,9 @@ def data_folder() -> Path:
 
 def shape_split(split: str, level: str) -> datasets.Dataset:
     """The rows of a split; InputError if there is no such split or level."""
-    levels = [*LEVELS, "shortcut"]
-    if split not in SPLITS or level not in levels:
-        raise InputError(f"shapes split is {level}/{split}, expected {' or '.join(levels)} and one of {', '.join(SPLITS)}")
-    if level != "shortcut":
-        return datasets.Dataset.from_parquet(str(data_folder() / "shapes" / level / f"{split}.parquet"))  # pyright: ignore
-    if split == "test_shift":  # what shifts is the hint: the pictures are the test split's
-        return with_hints(shape_split("test", "easy"), 0.0)
-    return with_hints(shape_split(split, "easy"), HINT_RIGHT)
-
-
-def with_hints(rows: datasets.Dataset, right: float) -> datasets.Dataset:
-    """Easy rows whose questions hint at the answer; ⌊right · n + ½⌋ of the n hints are true, the same ones each time."""
-    rng = np.random.default_rng([WORLD_SEED, len(rows), round(1000 * right)])
-    true = rng.permutation(len(rows)) < int(right * len(rows) + 0.5)
-    top = LEVELS["easy"].max_answer
-    pairs = zip(rows["question"], rows["answer"], true, strict=True)
-    questions = [hinted(question, int(answer), bool(told), top, rng) for question, answer, told in pairs]
-    return rows.remove_columns("question").add_column("question", questions)  # pyright: ignore[reportCallIssue]
+    if split not in SPLITS or level not in LEVELS:
+        raise InputError(f"shapes split is {level}/{split}, expected {' or '.join(LEVELS)} and one of {', '.join(SPLITS)}")
+    return datasets.Dataset.from_parquet(str(data_folder() / "shapes" / level / f"{split}.parquet"))  # pyright: ignore
 
 
 def make_split(split: str, level: str) -> datasets.Dataset:

@@ -22,7 +22,7 @@ from study.analysis import (
 )
 from study.figures import forest_plot, regime_map
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def row(base, arm, seed, value):

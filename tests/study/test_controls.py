@@ -12,12 +12,11 @@ from torch.testing import assert_close
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.cpl import contrast, perception_loss, view_divergence
 from cppo_ref.examples.loading import load_rows, step_rows
-from cppo_ref.perception import random_tokens
 from cppo_ref.perturbations import preserve, view_rng
 from cppo_ref.rollouts import generate_rollouts
 from cppo_ref.step import cppo_step, update
 from cppo_ref.vlm.policy import load_policy
-from study.controls import augment_rows, choose_tokens, true_perception_tokens
+from study.controls import augment_rows, choose_tokens, random_tokens, true_perception_tokens
 
 CONFIG = CPPOConfig(prompts_per_step=2, group_size=4, cpl_weight=0.5)
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]], dtype=torch.bool)

@@ -19,10 +19,7 @@ def test_the_slowdown_is_a_ratio_of_steps_of_the_seeds_that_reach_the_height():
     assert steps_to(0.7, curves, "tiny", "grpo", 0) == pytest.approx(40)
     assert steps_to(0.65, curves, "tiny", "grpo", 0) == pytest.approx(35)  # between two probes
     lines = slowdown_table(curves).splitlines()[2:]
-    assert lines == [
-        "| tiny | 0.7 | 9 | 40 | 50 | 1.25 [1.25, 1.25] |",
-        "| tiny | 0.8 | 9 | 50 | 60 | 1.20 [1.20, 1.20] |",
-    ]
+    assert lines == ["| tiny | 0.7 | 9 | 40 | 50 | 1.25 [1.25, 1.25] |", "| tiny | 0.8 | 9 | 50 | 60 | 1.20 [1.20, 1.20] |"]
 
 
 def test_what_a_delay_leaves_is_read_from_the_curve_of_the_longer_baseline():

@@ -17,7 +17,7 @@ from study.arms import ARMS, MAIN, SUITES, SWEEPS, arms_of, arms_table
 from study.plan import HASHED, Run, plan, seeds_in
 from study.runner import StudyOptions, run_study
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_runs_come_seed_by_seed():
         *[(4, "tiny", "grpo"), (4, "tiny", "cppo"), (4, "shortcut", "grpo"), (4, "shortcut", "cppo")],
         *[(0, "tiny", "grpo"), (0, "tiny", "cppo"), (0, "shortcut", "grpo"), (0, "shortcut", "cppo")],
     ]
-    assert {run.config.level for run in runs} == {"easy", "shortcut"}
+    assert {run.level for run in runs} == {"easy", "shortcut"}
     hard = plan(["tiny", "shortcut"], [ARMS["cppo-level=hard"]], [0])
     assert [(run.base, run.config.level) for run in hard] == [("tiny", "hard")]
 

@@ -13,12 +13,7 @@ from cppo_ref.examples.loading import load_rows
 from cppo_ref.vlm.policy import load_policy
 from study.analysis import Difference, whole_arms
 from study.arms import MAIN
-from study.comparisons import (
-    against_baselines,
-    differences_table,
-    levels_table,
-    moved_table,
-)
+from study.comparisons import against_baselines, differences_table, levels_table, moved_table
 from study.costs import price_table, step_cost, whole_run_costs
 from study.elsewhere import settings_table
 from study.figures import arms_plot
@@ -38,15 +33,7 @@ from study.report import (
 )
 from study.robustness import one_machine_table, pictures_table, replica_table
 from study.store import METRICS
-from study.sweeps import (
-    RIVAL_SETTINGS,
-    candidates_table,
-    challenges,
-    coverage_beside,
-    hard_table,
-    rivals_table,
-    sweeps_table,
-)
+from study.sweeps import RIVAL_SETTINGS, candidates_table, challenges, coverage_beside, hard_table, rivals_table, sweeps_table
 
 NOISE = [0.001 * (-1) ** seed for seed in range(10)]  # paired differences of ±0.002 around what is asked for
 
@@ -163,10 +150,7 @@ def test_h6(consistency, plain, verdict):
     assert judged("H6", after + before).verdict == verdict
 
 
-@pytest.mark.parametrize(
-    ("gain", "verdict"),
-    [(0.1, "supported"), (0.0, "refuted")],
-)
+@pytest.mark.parametrize(("gain", "verdict"), [(0.1, "supported"), (0.0, "refuted")])
 def test_h7(gain, verdict):
     rows = [*rows_of("shortcut", "cppo", 0.6 + gain), *rows_of("shortcut", "grpo", 0.6)]
     assert judged("H7", rows).verdict == verdict

@@ -9,7 +9,7 @@ import pytest
 from study.plan import Run
 from study.store import read_csv
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("script", ["readme_tables.py", "model_card.py", "study_report.py"])

@@ -8,23 +8,23 @@ import pytest
 import torch
 from PIL import Image
 from policies import nudge
+from study.speed import QuickLora, dequantize_once, distinct, quick
 
 from cppo_ref.__main__ import main
 from cppo_ref.config import CPPOConfig
-from cppo_ref.evaluation import split_rows
-from cppo_ref.examples.loading import load_rows, row_at, step_rows
+from cppo_ref.examples.loading import load_rows, split_rows, step_rows
+from cppo_ref.examples.rows import row_at
 from cppo_ref.rollouts import generate_rollouts
 from cppo_ref.step import cppo_step
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import load_policy, policy_for
-from cppo_ref.worlds.pretraining import PretrainOptions, training_example
-from cppo_ref.worlds.shapes import LEVELS, asked_colors, completion_text, hint_in, hinted
+from cppo_ref.worlds.shapes import LEVELS, asked_colors
 from study import metrics, store
 from study.controls import true_perception_tokens
+from study.hints import HintedOptions, hint_in, hinted, hinted_example, hinted_rows
 from study.plan import Run
 from study.probes import batch_auroc, gradient, gradient_alignment, parameters_at, put, snapshot
 from study.runner import execute_apart
-from study.speed import QuickLora, dequantize_once, distinct, quick
 from study.worker import train_arm
 
 SMALL = CPPOConfig(prompts_per_step=2, group_size=4)
@@ -109,11 +109,11 @@ def test_validation_rows_are_made_as_the_test_rows_are(level, shown):
     ("split", "right"), [("train", 1600), ("validation", 160), ("test", 240), ("test_blank", 240), ("test_shift", 0)]
 )
 def test_hints_are_right_in_80_percent_and_never_in_the_shifted_test(split, right):
-    rows = load_rows("shapes", split, "shortcut")
+    rows = hinted_rows(split)
     hints = [hint_in(question) for question in rows.table["question"]]
     assert sum(hint == answer for hint, answer in zip(hints, rows.table["answer"], strict=True)) == right
     assert set(hints) == set("01234")
-    assert load_rows("shapes", split, "shortcut").table["question"] == rows.table["question"]
+    assert hinted_rows(split).table["question"] == rows.table["question"]
     easy = load_rows("shapes", "test" if split == "test_shift" else split, "easy")
     assert [question.partition(" hint ")[0] for question in rows.table["question"]] == list(easy.table["question"])
     assert np.array_equal(row_at(rows, 0)["image"], row_at(easy, 0)["image"])
@@ -126,13 +126,13 @@ def test_a_hint_by_hand():
     assert {hint_in(hinted(question, 3, False, 4, rng)) for _ in range(100)} == set("0124")
     assert hint_in(question) is None
     assert asked_colors(hinted(question, 3, True, 4, rng)) == ["red"]
-    assert completion_text(["red", "none"], ["red"], "4") == r"<think> red none ; red : 4 </think> \boxed{ 4 }"
 
 
 def test_pretraining_shares_by_count():
-    options = PretrainOptions(hint_share=0.5, hint_trust=0.3, guess_rate=0.0)
+    options = HintedOptions(hint_share=0.5, hint_trust=0.3, guess_rate=0.0)
     rng = np.random.default_rng(0)
-    examples = [training_example(rng, LEVELS["easy"], options) for _ in range(2000)]
+    rows = [hinted_example(rng, LEVELS["easy"], options) for _ in range(2000)]
+    examples = [(row["image"], row["question"], row["completion"]) for row in rows]
     hints = [(hint_in(question), text.split("boxed{ ")[1][0], text) for _, question, text in examples if hint_in(question)]
     truth = [str(text.split(";")[0].split().count(q.split()[2])) for _, q, text in examples if hint_in(q)]
     assert len(hints) == pytest.approx(1000, abs=70)
@@ -165,12 +165,7 @@ def test_a_quick_policy_samples_the_same_words_from_the_same_draws(pair):
     for temperature in (1.0, 0.0):
         plain, sped = (
             generate_rollouts(
-                policy,
-                rows,
-                group_size=4,
-                max_new_tokens=32,
-                temperature=temperature,
-                rng=torch.Generator().manual_seed(1),
+                policy, rows, group_size=4, max_new_tokens=32, temperature=temperature, rng=torch.Generator().manual_seed(1)
             )
             for policy in pair
         )

@@ -6,15 +6,7 @@ from study.analysis import PRIMARY_BASES, SECOND_SEEDS
 from study.arms import ARMS, CHOSEN, CHOSEN_RATE, LEARNING_RATE, PRICE, SECOND
 from study.dilution import METRIC
 from study.price import delay_left, fight, halves_table, long_table, without_push
-from study.second import (
-    RATES,
-    change_table,
-    families_table,
-    forest_of_both,
-    second_complete,
-    second_differences,
-    second_rows,
-)
+from study.second import RATES, change_table, families_table, forest_of_both, second_complete, second_differences, second_rows
 from study.store import METRICS
 
 FIRST = {"grpo": 0.60, "grpo_augmented": 0.65, "cppo": 0.70}

@@ -1,0 +1,111 @@
+"""The options of the commands: from dataclasses, with errors of one sentence."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from cppo_ref.config import PRESETS, CPPOConfig, InputError, setting
+from cppo_ref.vlm.profiles import PROFILES
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """Where the settings of a run come from; later ones win: preset, profile, config file, options."""
+
+    preset: str = setting("cppo-ref", f"loss choices to start from, of the paper, its code, or ours: {', '.join(PRESETS)}")
+    profile: str = setting("", f"real VLM on one GPU: {', '.join(PROFILES)}; empty: the course's tiny VLM")
+    config: str = setting("", "JSON file of settings, such as a run folder's config.json")
+    resume: bool = setting(False, "go on from the newest checkpoint of --output")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Judge a policy on the shape world."""
+
+    model: str = setting("tiny", 'VLM: "tiny", a local folder or a Hub name')
+    adapter: str = setting("", "folder of a trained adapter; empty: the model as it is")
+    quantize: str = setting("nf4", "nf4 or none")
+    level: str = setting("easy", "easy or hard")
+    images: int = setting(300, "test images per split, 8 completions each")
+    seed: int = setting(0, "seed of the samples and views")
+    output: str = setting("", "JSON file to write the numbers to; it must not exist")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Merge an adapter into 16-bit weights and check that the merged model computes the same."""
+
+    adapter: str = setting("runs/cppo/adapter", "folder of a trained adapter")
+    output: str = setting("runs/merged", "folder for the merged model; it must not exist")
+    model: str = setting("tiny", "the VLM that the adapter was trained on")
+    dtype: str = setting("bfloat16", "bfloat16 or float16")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Write the shape world's splits again; the committed ones are these, to the byte."""
+
+    output: str = setting("runs/shapes", "folder for LEVEL/SPLIT.parquet")
+
+
+class Parser(HfArgumentParser):
+    """Options from dataclasses; errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def parse(types: Sequence[Any], command: str, arguments: Sequence[str], defaults: dict[str, Any] | None = None) -> tuple:
+    """Parse `arguments` into one instance of each dataclass; an unknown option is named with the nearest known one."""
+    parser = Parser(tuple(types), prog=f"cppo_ref {command}", allow_abbrev=False)
+    parser.set_defaults(**(defaults or {}))
+    *parsed, rest = parser.parse_args_into_dataclasses(list(arguments), return_remaining_strings=True)
+    if rest:
+        known = [option for action in parser._actions for option in action.option_strings]
+        close = difflib.get_close_matches(rest[0].split("=")[0], known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"see cppo_ref {command} --help"
+        raise InputError(f"unknown option {rest[0]!r}: {hint}")
+    return tuple(parsed)
+
+
+def settings(command: str, arguments: Sequence[str]) -> tuple[CPPOConfig, TrainFlags]:
+    """The settings of a run and where they come from; InputError for what does not fit."""
+    _, flags = parse((CPPOConfig, TrainFlags), command, arguments)
+    if flags.profile and flags.profile not in PROFILES:
+        raise InputError(f"profile is {flags.profile!r}, expected one of {', '.join(PROFILES)}")
+    chosen = {**PROFILES.get(flags.profile, {}), **_read_config(flags.config)}
+    CPPOConfig.preset(flags.preset, **chosen)  # names what is wrong with them
+    # only what they set: what follows from other settings must follow those of the command line
+    config, flags = parse((CPPOConfig, TrainFlags), command, arguments, {**PRESETS[flags.preset], **chosen})
+    return config, flags
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        values = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"config {path!r} could not be read ({error}): give a JSON file of settings") from error
+    if not isinstance(values, dict):
+        raise InputError(f"config {path!r} holds a {type(values).__name__}, expected one JSON object of settings")
+    return values
+
+
+def check_free(output: str) -> None:
+    """InputError if `output` exists."""
+    if output and Path(output).exists():
+        raise InputError(f"output {output!r} exists already: choose another --output, nothing was overwritten")
+
+
+def check_least(options: Any, **least: int) -> None:
+    """InputError if an option is below its `least` value."""
+    for name, low in least.items():
+        if getattr(options, name) < low:
+            raise InputError(f"{name} is {getattr(options, name)}, expected {low} or more")
