@@ -296,5 +296,5 @@ def test_every_setting_refuses_a_value_of_another_type():
 def test_no_command_prints_the_list_of_commands(capsys):
     assert main([]) == 0
     printed = capsys.readouterr()
-    assert all(f"  {name} " in printed.out for name in ("demo", "train", "evaluate", "export", "pretrain", "data"))
+    assert all(f"  {name} " in printed.out for name in ("demo", "train", "evaluate", "export", "pretrain"))
     assert printed.err == ""

@@ -20,8 +20,8 @@ from cppo_ref.rewards import reward
 from cppo_ref.rollouts import Batch, generate_rollouts
 from cppo_ref.runs.seeds import stream_seed
 from cppo_ref.step import NonFiniteError, cppo_step, loss_terms, update
-from cppo_ref.vlm.accelerators import accelerator_for
 from cppo_ref.vlm.adapters import LoraOptions
+from cppo_ref.vlm.devices import accelerator_for
 from cppo_ref.vlm.policy import load_policy
 
 CONFIG = CPPOConfig(prompts_per_step=3, group_size=4, cpl_weight=0.5)

@@ -232,16 +232,9 @@ def load_policy(
 def policy_for(config: CPPOConfig) -> Policy:
     """The policy that a run with `config` starts from."""
     lora = LoraOptions(config.lora_rank, config.lora_alpha, config.lora_scope, config.seed)
-    return load_policy(
-        config.model,
-        quantize=config.quantize,
-        device=config.device,
-        dtype=config.dtype,
-        lora=lora,
-        max_pixels=config.max_pixels or None,
-        activation_checkpointing=config.activation_checkpointing,
-        unpack=config.unpack,
-    )
+    names = ("quantize", "device", "dtype", "activation_checkpointing", "unpack")
+    shared = {name: getattr(config, name) for name in names}
+    return load_policy(config.model, lora=lora, max_pixels=config.max_pixels or None, **shared)
 
 
 def _plain_generation(model: Any, processor: Any) -> None:
