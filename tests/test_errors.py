@@ -171,7 +171,6 @@ ERRORS = {
     "export: adapter that is absent": ("export --model model --adapter absent --output new", ["adapter 'absent'"]),
     "pretrain: output exists": ("pretrain --output file", ["'file'", "exists already"]),
     "pretrain: no steps": ("pretrain --output new --steps 0", ["steps is 0", "1 or more"]),
-    "data: output exists": ("data --output done", ["'done'", "exists already"]),
     "demo: unknown method": ("demo --method dapo", ["'dapo'", "paper, verl, areal"]),
 }
 
