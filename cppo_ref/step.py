@@ -132,7 +132,7 @@ def find_logprobs(policy: Policy, batch: Batch, config: CPPOConfig) -> None:
 
 def find_perception_tokens(policy: Policy, batch: Batch, config: CPPOConfig, step: int, parts: Parts = CPPO) -> None:
     """Views, entropy shift, perception tokens of the gated rows: fills in `views`, `shift` and `selected`."""
-    batch.views = encode_views(policy, batch, config, step)
+    batch.views = encode_views(policy, batch.rollouts, batch.gate, config, step)
     removed_entropy = score_removed(policy, batch, config)
     entropy, gated = batch.rollouts.entropy, batch.rollouts.completion_mask & batch.gate[:, None]
     # H is noted while sampling, H⁻ comes from a forward pass: entropies as close as these differ by rounding alone

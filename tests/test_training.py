@@ -71,10 +71,8 @@ def test_gating_changes_neither_loss_nor_gradient(policy, rows):
     gated = loss_terms(policy, batch, everyone, weights, cpl_weights, CONFIG)["cpl"]
     gated_gradients = torch.autograd.grad(gated, policy.trainable)
 
-    everything = dataclasses.replace(batch, gate=torch.ones_like(batch.gate))
-    original, plus, minus = (
-        policy.score(view, ids, mask) for view in (batch.prompts, *encode_views(policy, everything, CONFIG, step=0))
-    )
+    views = encode_views(policy, batch.rollouts, torch.ones_like(batch.gate), CONFIG, step=0)
+    original, plus, minus = (policy.score(view, ids, mask) for view in (batch.prompts, *views))
     removed_entropy = token_entropy(minus).detach()
     shift = entropy_shift(token_entropy(original).detach(), removed_entropy, mask)
     selected = select_perception_tokens(shift, removed_entropy, mask, ranking="absolute") & (batch.advantages > 0)[:, None]

@@ -3,12 +3,14 @@
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from PIL import Image
+from torch import Tensor
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.examples.rows import images_of
 from cppo_ref.perturbations import preserve, remove, view_rng
-from cppo_ref.rollouts import Batch
+from cppo_ref.rollouts import Rollouts
 from cppo_ref.vlm.policy import Policy
 from cppo_ref.vlm.prompts import Prompts
 
@@ -21,17 +23,20 @@ def views_of(row: dict[str, Any], place: int, config: CPPOConfig, step: int) -> 
     return preserved, removed
 
 
-def encode_views(policy: Policy, batch: Batch, config: CPPOConfig, step: int) -> tuple[Prompts, Prompts] | None:
+def encode_views(
+    policy: Policy, rollouts: Rollouts, gate: Bool[Tensor, " B"], config: CPPOConfig, step: int
+) -> tuple[Prompts, Prompts] | None:
     """Each completion's prompt with the preserving view for the image, and with the removing view.
 
-    Only prompts with a gated row are encoded; a row that is not gated has another prompt's views, which nobody looks at.
+    Only prompts with a row in the `gate` are encoded (None: there are none); a row outside it has another prompt's views,
+    which nobody looks at.
     """
-    prompt = batch.rollouts.prompt_of_row
-    gated = prompt[batch.gate].unique()
+    prompt = rollouts.prompt_of_row
+    gated = prompt[gate].unique()
     if len(gated) == 0:
         return None
     place = torch.searchsorted(gated, prompt).clamp(max=len(gated) - 1)
-    questions = [batch.rollouts.rows[i]["question"] for i in gated.tolist()]
-    both = zip(*(views_of(batch.rollouts.rows[i], i, config, step) for i in gated.tolist()), strict=True)
+    questions = [rollouts.rows[i]["question"] for i in gated.tolist()]
+    both = zip(*(views_of(rollouts.rows[i], i, config, step) for i in gated.tolist()), strict=True)
     preserved, removed = (policy.encode(images, questions).take(place) for images in both)
     return preserved, removed

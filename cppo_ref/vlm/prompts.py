@@ -41,8 +41,8 @@ class Prompts:
         """The model's inputs, repeated where a prompt repeats."""
         return self._entries(self._index)
 
-    def take(self, index: Tensor) -> "Prompts":
-        """The prompts at `index`, repeated where an index repeats."""
+    def take(self, index: Tensor | slice) -> "Prompts":
+        """The prompts at `index`, repeated where an index repeats; nothing is copied."""
         return replace(self, index=self._index[index])
 
     def distinct(self) -> tuple[dict[str, Tensor], Int[Tensor, " B"]]:
