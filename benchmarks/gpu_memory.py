@@ -33,7 +33,7 @@ from cppo_ref.__main__ import quiet  # noqa: E402
 from cppo_ref.config import CPPOConfig  # noqa: E402
 from cppo_ref.examples.loading import split_rows  # noqa: E402
 from cppo_ref.vlm import chunks  # noqa: E402
-from cppo_ref.vlm.accelerators import accelerator_for  # noqa: E402
+from cppo_ref.vlm.devices import accelerator_for  # noqa: E402
 from cppo_ref.vlm.memory import CONTEXT, estimate, measure, read_peak, reset_peak  # noqa: E402
 from cppo_ref.vlm.policy import policy_for  # noqa: E402
 from cppo_ref.vlm.profiles import CAPACITY, PROFILES  # noqa: E402
@@ -114,7 +114,7 @@ def run_case(run: CPPOConfig, plain: bool, steps: int = 3) -> dict[str, Any]:
     accelerator = accelerator_for(policy)
     policy.model, optimizer = accelerator.prepare(policy.model, optimizer)
     accelerator.backward = phases.wrap("backward", accelerator.backward)  # type: ignore[method-assign]
-    wrapped = {"rollouts": "generate_rollouts", "reference": "completion_logprobs", "detection": "find_perception_tokens"}
+    wrapped = {"rollouts": "generate_rollouts", "reference": "find_logprobs", "detection": "find_perception_tokens"}
     for phase, name in (wrapped | {"score": "loss_terms", "cpl": "perception_term"}).items():
         setattr(algorithm, name, phases.wrap(phase, getattr(algorithm, name)))
     side = int((run.max_pixels or 48 * 48) ** 0.5)

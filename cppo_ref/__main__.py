@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cppo_ref.config import InputError
-from cppo_ref.runs.options import DataOptions, EvaluateOptions, ExportOptions, check_free, check_least, parse, settings
+from cppo_ref.runs.options import EvaluateOptions, ExportOptions, check_free, check_least, parse, settings
 
 
 def train_command(arguments: Sequence[str]) -> None:
@@ -75,16 +75,6 @@ def pretrain_command(arguments: Sequence[str]) -> None:
     pretrain(options)
 
 
-def data_command(arguments: Sequence[str]) -> None:
-    """Write the shape world's splits."""
-    from cppo_ref.worlds.splits import write_splits
-
-    (options,) = parse((DataOptions,), "data", arguments)
-    check_free(options.output)
-    write_splits(Path(options.output))
-    print(f"splits written to {options.output}")
-
-
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo_command,
     "train": train_command,
@@ -92,7 +82,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate_command,
     "export": export_command,
     "pretrain": pretrain_command,
-    "data": data_command,
 }
 
 

@@ -8,7 +8,7 @@ from cppo_ref.cpl import Estimator
 from cppo_ref.grpo import Aggregation
 from cppo_ref.perception import Ranking
 from cppo_ref.perturbations import PRESERVING, REMOVING
-from cppo_ref.runs.checks import KINDS, choices, fits, listed, names_from, nearest, options
+from cppo_ref.runs.checks import KINDS, choices, fits, nearest, options
 from cppo_ref.runs.presets import PRESETS
 from cppo_ref.worlds.shapes import LEVELS
 
@@ -111,7 +111,7 @@ class CPPOConfig:
         rows = self.prompts_per_step * self.group_size
         checks = [(name, getattr(self, name) > 0, "a number above 0") for name in positive]
         checks += [(name, getattr(self, name) >= 0, "0 or more") for name in natural]
-        checks += [(f.name, getattr(self, f.name) in options(f), listed(options(f))) for f in choices(type(self))]
+        checks += [(f.name, getattr(self, f.name) in options(f), ", ".join(options(f))) for f in choices(type(self))]
         return [
             *checks,
             ("group_size", self.group_size >= 2, "2 or more: an advantage compares completions of one prompt"),
@@ -119,8 +119,8 @@ class CPPOConfig:
             ("clip_low", 0 < self.clip_low < 1, "a number between 0 and 1"),
             ("clip_high", self.clip_high > 0, "a number above 0"),
             ("num_minibatches", rows % max(self.num_minibatches, 1) == 0, f"a divisor of the {rows} rows of a step"),
-            ("preserving", names_from(self.preserving, PRESERVING), f"one or more of {listed(PRESERVING)}"),
-            ("removing", names_from(self.removing, REMOVING), f"one or more of {listed(REMOVING)}"),
+            ("preserving", set() < set(self.preserving) <= set(PRESERVING), f"one or more of {', '.join(PRESERVING)}"),
+            ("removing", set() < set(self.removing) <= set(REMOVING), f"one or more of {', '.join(REMOVING)}"),
             ("trackers", set(self.trackers) <= {"tensorboard", "trackio", "wandb"}, "any of tensorboard, trackio, wandb"),
         ]
 
@@ -155,5 +155,5 @@ class CPPOConfig:
     def preset(cls, name: str, **changes: Any) -> "CPPOConfig":
         """The loss choices of a variant (see PRESETS), with `changes` on top."""
         if name not in PRESETS:
-            raise InputError(f"preset is {name!r}, expected one of {listed(PRESETS)}")
+            raise InputError(f"preset is {name!r}, expected one of {', '.join(PRESETS)}")
         return cls.from_dict({**PRESETS[name], **changes})

@@ -10,7 +10,6 @@ Why:   the gate multiplies all other rows by zero, so loss and gradient are unch
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,8 +26,8 @@ from cppo_ref.rewards import reward
 from cppo_ref.rollouts import Batch, generate_rollouts
 from cppo_ref.runs.metrics import PhaseClock, StepMetrics, step_metrics
 from cppo_ref.runs.seeds import minibatches, stream_seed
-from cppo_ref.vlm.accelerators import accelerator_for
 from cppo_ref.vlm.chunks import over_tokens
+from cppo_ref.vlm.devices import accelerator_for
 from cppo_ref.vlm.policy import Policy
 from cppo_ref.vlm.scoring import completion_entropy, completion_logprobs, hidden_entropy
 
@@ -106,15 +105,7 @@ def cppo_step(
         gate = advantages > 0 if config.advantage_gate else torch.ones_like(advantages, dtype=torch.bool)
         batch = Batch(rollouts, rewards, advantages, gate)
     with clock("reference"):
-        completions = batch.prompts, rollouts.completion_ids, rollouts.completion_mask
-        score = partial(
-            completion_logprobs, policy, *completions, temperature=config.temperature, batch_size=config.micro_batch_size
-        )
-        if config.kl_weight > 0:
-            with policy.reference():
-                batch.ref_logprobs = score()
-        if not config.on_policy:
-            batch.old_logprobs = score()
+        find_logprobs(policy, batch, config)
     if config.cpl_weight > 0:
         with clock("detection"):
             find_perception_tokens(policy, batch, config, step, parts)
@@ -128,13 +119,24 @@ def cppo_step(
     return step_metrics(batch, updates, config, step, optimizer, clock), batch
 
 
+def find_logprobs(policy: Policy, batch: Batch, config: CPPOConfig) -> None:
+    """log π_ref of the sampled tokens where β > 0, and off-policy log π before the update: `ref_logprobs`, `old_logprobs`."""
+    completions = batch.prompts, batch.rollouts.completion_ids, batch.rollouts.completion_mask
+    options = {"temperature": config.temperature, "batch_size": config.micro_batch_size}
+    if config.kl_weight > 0:
+        with policy.reference():
+            batch.ref_logprobs = completion_logprobs(policy, *completions, **options)
+    if not config.on_policy:
+        batch.old_logprobs = completion_logprobs(policy, *completions, **options)
+
+
 def find_perception_tokens(policy: Policy, batch: Batch, config: CPPOConfig, step: int, parts: Parts = CPPO) -> None:
     """Views, entropy shift, perception tokens of the gated rows: fills in `views`, `shift` and `selected`."""
     batch.views = encode_views(policy, batch, config, step)
     removed_entropy = score_removed(policy, batch, config)
     entropy, gated = batch.rollouts.entropy, batch.rollouts.completion_mask & batch.gate[:, None]
     # H is noted while sampling, H⁻ comes from a forward pass: entropies as close as these differ by rounding alone
-    moved = gated & ~torch.isclose(removed_entropy, entropy, rtol=1e-4, atol=1e-6)
+    moved = gated & ~torch.isclose(removed_entropy, entropy, rtol=3e-5, atol=1e-7)
     batch.shift = entropy_shift(entropy, removed_entropy, moved)
     batch.selected = parts.choose(policy, batch, removed_entropy, config, step)
 

@@ -16,7 +16,7 @@ from cppo_ref.examples.rows import Rows, images_of, row_at
 from cppo_ref.runs.checkpoints import latest_checkpoint, restore_checkpoint, save_adapter, save_checkpoint
 from cppo_ref.runs.folder import RunFolder
 from cppo_ref.step import NonFiniteError, cppo_step
-from cppo_ref.vlm.accelerators import accelerator_for
+from cppo_ref.vlm.devices import accelerator_for
 from cppo_ref.vlm.memory import advice
 from cppo_ref.vlm.policy import Policy, policy_for
 

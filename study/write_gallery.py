@@ -1,4 +1,4 @@
-"""Draw the failure gallery (docs/images/failure_*.png) and write its counts (data/results/failures.json)."""
+"""Draw the failure gallery (study/images/failure_*.png) and write its counts (data/results/failures.json)."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def main() -> None:
     tokens = observe(policy, batch, config, TRAIN_STEPS)
     for kind, case in cases(tokens).items():
         figure = show_case(batch, tokens, case, KINDS[kind], config, TRAIN_STEPS)
-        save_figure(figure, ROOT / "docs" / "images" / f"failure_{kind}.png")
+        save_figure(figure, ROOT / "study" / "images" / f"failure_{kind}.png")
     record = {"seed": config.seed, "train_steps": TRAIN_STEPS, "prompts": PROMPTS} | summary(tokens)
     (ROOT / "data" / "results" / "failures.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))

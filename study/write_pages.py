@@ -1,6 +1,8 @@
-"""Write the study's tables into docs/results.md and README from the committed results; with --check, only compare.
+"""Write the study's tables into study/results.md from the committed results; with --check, only compare.
 
---figures draws docs/images/forest.png, arms.png, arms_plain.png, sweeps.png and regimes.png as well.
+    python -m study.write_pages [--check] [--figures]
+
+--figures draws forest.png, arms.png (docs/images), arms_plain.png, sweeps.png and regimes.png (study/images) as well.
 """
 
 # ruff: noqa: E501 (the page is prose)
@@ -10,9 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from blocks import filled, write_or_check
-
 from cppo_ref.pictures.plots import save_figure
+from scripts.blocks import filled, write_or_check
 from study.analysis import (
     ALPHA,
     PRIMARY_BASES,
@@ -55,6 +56,7 @@ from study.sweeps import candidates_table, coverage_beside, hard_table, rivals_t
 
 ROOT = Path(__file__).parent.parent
 RESULTS, IMAGES = ROOT / "data" / "results", ROOT / "docs" / "images"
+OWN_IMAGES = ROOT / "study" / "images"
 ROWS = read_csv(RESULTS / "study.csv")
 FINAL = final_rows(ROWS)
 WHOLE = whole_arms(FINAL)  # an arm is shown when all of its seeds are there
@@ -337,24 +339,25 @@ BLOCKS = {name: after_all_runs(make) for name, make in {**FROM_RUNS, **FROM_SECO
 
 
 def draw() -> None:
-    """The figures of docs/results.md; none before the primary families are complete."""
+    """The figures of study/results.md; none before the primary families are complete."""
     if not (complete(FINAL) and second_complete(ROWS)):
         return
     save_figure(forest_plot(forest_of_both(FINAL, SECOND)), IMAGES / "forest.png")
     panels = {"avg@8, shifted images": "shift_avg_at_8", "avg@8, plain images": "avg_at_8"}
-    for (label, metric), name in zip(panels.items(), ("arms.png", "arms_plain.png"), strict=True):
+    places = IMAGES / "arms.png", OWN_IMAGES / "arms_plain.png"
+    for (label, metric), name in zip(panels.items(), places, strict=True):
         arms = {f"{label},\non {base}": against_baselines(WHOLE, base, metric) for base in PRIMARY_BASES}
-        save_figure(arms_plot(arms), IMAGES / name)
+        save_figure(arms_plot(arms), name)
     sweeps = {label: swept(ROWS, metric) for label, metric in panels.items()}
     if all(sweeps.values()):
-        save_figure(arms_plot(sweeps), IMAGES / "sweeps.png")
+        save_figure(arms_plot(sweeps), OWN_IMAGES / "sweeps.png")
     again = {(f"{pair}, {RATES[1]}", base): cell for (pair, base), cell in regimes(SECOND, PRIMARY_PAIRS).items()}
-    save_figure(regime_map({**regimes(WHOLE), **again}, metric="avg@8"), IMAGES / "regimes.png")
+    save_figure(regime_map({**regimes(WHOLE), **again}, metric="avg@8"), OWN_IMAGES / "regimes.png")
 
 
 if __name__ == "__main__":
     if "--figures" in sys.argv:
         sys.argv.remove("--figures")
         draw()
-    pages = [ROOT / "docs" / "results.md", ROOT / "README.md"]
-    sys.exit(write_or_check({page: filled(page.read_text(), "scripts/study_report.py", BLOCKS) for page in pages}, __doc__))
+    page = ROOT / "study" / "results.md"
+    sys.exit(write_or_check({page: filled(page.read_text(), "study/write_pages.py", BLOCKS)}, __doc__))

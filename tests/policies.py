@@ -2,8 +2,7 @@
 
 import torch
 
-from cppo_ref.step import find_perception_tokens
-from cppo_ref.vlm.scoring import completion_logprobs
+from cppo_ref.step import find_logprobs, find_perception_tokens
 
 
 def nudge(policy, seed=1):
@@ -16,12 +15,7 @@ def nudge(policy, seed=1):
 
 def score_batch(policy, batch, config, step=0):
     """Fill in what `cppo_step` finds out about a batch before its update; the pass under I⁻ is left to the update."""
-    completions = batch.prompts, batch.rollouts.completion_ids, batch.rollouts.completion_mask
-    if config.kl_weight > 0:
-        with policy.reference():
-            batch.ref_logprobs = completion_logprobs(policy, *completions, temperature=config.temperature)
-    if not config.on_policy:
-        batch.old_logprobs = completion_logprobs(policy, *completions, temperature=config.temperature)
+    find_logprobs(policy, batch, config)
     if config.cpl_weight > 0:
         find_perception_tokens(policy, batch, config, step)
     batch.removed_hidden = None

@@ -171,7 +171,6 @@ ERRORS = {
     "export: adapter that is absent": ("export --model model --adapter absent --output new", ["adapter 'absent'"]),
     "pretrain: output exists": ("pretrain --output file", ["'file'", "exists already"]),
     "pretrain: no steps": ("pretrain --output new --steps 0", ["steps is 0", "1 or more"]),
-    "data: output exists": ("data --output done", ["'done'", "exists already"]),
     "demo: unknown method": ("demo --method dapo", ["'dapo'", "paper, verl, areal"]),
 }
 
@@ -296,5 +295,5 @@ def test_every_setting_refuses_a_value_of_another_type():
 def test_no_command_prints_the_list_of_commands(capsys):
     assert main([]) == 0
     printed = capsys.readouterr()
-    assert all(f"  {name} " in printed.out for name in ("demo", "train", "evaluate", "export", "pretrain", "data"))
+    assert all(f"  {name} " in printed.out for name in ("demo", "train", "evaluate", "export", "pretrain"))
     assert printed.err == ""

@@ -78,30 +78,57 @@ def test_adapters_on_one_part_only(folder, scope, part):
     assert len(adapted(policy, getattr(policy.family, part))) == len(policy.trainable) / 2
 
 
-@torch.no_grad()
-def test_a_batch_scores_each_row_as_a_plain_forward_of_that_row_alone(policy, rows):
-    rollouts = roll(policy, rows)
-    together = policy.score(rollouts.prompts.take(rollouts.prompt_of_row), rollouts.completion_ids, rollouts.completion_mask)
-    for i in range(len(rollouts.texts)):
-        row = rows[i // 3]
-        alone = dict(policy.encode([row["image"]], [row["question"]]).inputs)
-        n, start = int(rollouts.completion_mask[i].sum()), alone["input_ids"].shape[1]
-        ids = torch.cat([alone["input_ids"], rollouts.completion_ids[i : i + 1, :n]], dim=1)
-        alone |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if "mm_token_type_ids" in alone:
-            image = policy.vlm.config.image_token_id
-            alone["mm_token_type_ids"] = (ids == image).long()  # from its definition
-        logits = policy.model(**alone).logits[0, start - 1 : start - 1 + n]
-        assert_close(together[i, :n], logits.float(), atol=1e-4, rtol=1e-4)
+def logits_alone(policy, images, question, ids):
+    """The logits [n, V] of one completion behind its own prompt, by the model's own forward pass: nothing is shared."""
+    inputs = dict(policy.encode([images], [question]).inputs)
+    start = inputs["input_ids"].shape[1]
+    whole = torch.cat([inputs["input_ids"], ids[None]], dim=1)
+    inputs |= {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = (whole == policy.vlm.config.image_token_id).long()  # from its definition
+    return policy.model(**inputs, use_cache=False).logits[0, start - 1 : start - 1 + len(ids)].float()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_completions_that_share_a_prompt_have_the_values_and_gradients_of_rows_alone(folder, rows, checkpointing):
+    """In NF4, adapters in vision tower and language model, prompts of two lengths, one and two images, rows out of order."""
+    policy = nudge(load_policy(str(folder), lora=LoraOptions(rank=4), activation_checkpointing=checkpointing))
+    images = [[rows[0]["image"]], [rows[1]["image"], rows[0]["image"]]]
+    words = policy.tokenizer("<think> red blue none red green yellow none")["input_ids"]
+    ids = torch.tensor([words] * 6).roll(1, 0) + torch.arange(6)[:, None] % 2
+    lengths = torch.tensor([3, 8, 1, 5, 2, 7])
+    mask = torch.arange(len(words)) < lengths[:, None]
+    prompt = torch.tensor([1, 0, 0, 1, 1, 0])
+    weights = torch.randn(6, len(words), policy.vocabulary, generator=torch.Generator().manual_seed(0)) * mask[..., None]
+    with policy.learning():
+        shared = policy.score(policy.encode(images, QUESTIONS).take(prompt), ids, mask)
+    got = torch.autograd.grad((shared * weights).sum(), policy.trainable, allow_unused=True)
+    loss = 0.0
+    for i, p in enumerate(prompt.tolist()):
+        alone = logits_alone(policy, images[p], QUESTIONS[p], ids[i, : lengths[i]])
+        assert_close(shared[i, : lengths[i]], alone, atol=1e-5, rtol=1e-5)
+        loss = loss + (alone * weights[i, : lengths[i]]).sum()
+    want = torch.autograd.grad(loss, policy.trainable, allow_unused=True)
+    largest = max(g.abs().max().item() for g in want if g is not None)
+    assert largest > 1e-2 and not shared[~mask].any()
+    for a, b in zip(got, want, strict=True):
+        assert (a is None) == (b is None)  # LLaVA's last vision layer has no gradient
+        if a is not None:
+            assert_close(a, b, atol=1e-5 * largest, rtol=1e-4)
 
 
 def test_sampled_tokens_are_the_scored_ones(policy, rows):
-    """Greedy tokens from generate's cache are the argmax of one teacher-forced forward."""
+    """Greedy tokens from the cache are those of one teacher-forced forward and of transformers' generate; so is the entropy."""
     rollouts = generate_rollouts(
         policy, rows, group_size=1, max_new_tokens=10, temperature=0, rng=torch.Generator().manual_seed(0)
     )
     with torch.no_grad():
         logits = policy.score(rollouts.prompts, rollouts.completion_ids, rollouts.completion_mask)
+        entropy = torch.distributions.Categorical(logits=logits).entropy() * rollouts.completion_mask
+        options = {"max_new_tokens": 10, "suppress_tokens": policy.forbidden_ids, "do_sample": False}
+        theirs = policy.model.generate(**rollouts.prompts.inputs, **options)[:, rollouts.prompts.inputs["input_ids"].shape[1] :]
+    assert_close(rollouts.entropy, entropy, atol=1e-5, rtol=1e-4)
+    assert torch.equal(theirs, rollouts.completion_ids)
     logits[..., policy.forbidden_ids] = -torch.inf
     mask = rollouts.completion_mask
     assert torch.equal(logits.argmax(dim=-1)[mask], rollouts.completion_ids[mask])

@@ -44,9 +44,9 @@ def module_name(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported(tree, modules):
-    """The package's modules that running `tree` imports at once; imports inside functions come later."""
-    for node in tree.body:
+def imported(nodes, modules):
+    """The package's modules that these statements import; statements inside functions are not looked at."""
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
@@ -56,12 +56,55 @@ def imported(tree, modules):
         yield from (name for name in names if name in modules and name != "cppo_ref")
 
 
+BY_NAME = {module_name(path): tree for path, tree in TREES.items()}
+NOW = {name: set(imported(tree.body, BY_NAME)) for name, tree in BY_NAME.items()}
+EVER = {name: set(imported(ast.walk(tree), BY_NAME)) for name, tree in BY_NAME.items()}  # in functions, too
+ROOMS = {"vlm", "worlds", "examples", "runs", "pictures", "grading"}
+IDEAS = {"perturbations", "perception", "cpl", "grpo"}  # pure functions of tensors or images
+LOOP = {"step", "training", "demo", "__main__"}
+FRONT = {  # what each front file may import of the front; of rooms, all but the ideas may
+    **{name: set() for name in IDEAS},
+    "rewards": set(),
+    "config": IDEAS,
+    "rollouts": {"perception"},
+    "evaluation": {"config", "perception", "perturbations", "rewards", "rollouts"},
+    "step": {"config", "rewards", "rollouts", *IDEAS},
+    "training": {"config", "evaluation", "step"},
+    "demo": {"config", "evaluation", "training"},
+    "__main__": {"config", "demo", "evaluation", "training"},
+}
+
+
 def test_no_module_imports_itself_by_a_detour():
-    trees = {module_name(path): tree for path, tree in TREES.items()}
-    graph = {name: set(imported(tree, trees)) for name, tree in trees.items()}
-    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
-    assert order.index("cppo_ref.worlds.shapes") < order.index("cppo_ref.examples.loading") < order.index("cppo_ref.training")
-    assert sum(map(len, graph.values())) > 30
+    order = list(TopologicalSorter(NOW).static_order())  # raises CycleError, which names the circle
+    assert order.index("cppo_ref.worlds.shapes") < order.index("cppo_ref.step") < order.index("cppo_ref.training")
+    assert sum(map(len, NOW.values())) > 30
+
+
+def test_the_front_holds_the_method_and_nothing_else_and_imports_what_it_says():
+    folder = ROOT / "cppo_ref"
+    assert {path.stem for path in folder.glob("*.py")} == {"__init__", *FRONT}
+    assert {path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"} == ROOMS
+    for name, allowed in FRONT.items():
+        parts = {module.split(".")[1] for module in EVER[f"cppo_ref.{name}"]}
+        assert parts - ROOMS <= allowed, name
+        assert name not in IDEAS or not parts, name
+
+
+def test_rooms_never_import_the_loop_and_nothing_names_the_study():
+    for name, modules in EVER.items():
+        if name.split(".")[1:2] and name.split(".")[1] in ROOMS:
+            assert not {module.split(".")[1] for module in modules} & LOOP, name
+    named = [path.name for path in SOURCES if re.search(r"\bstudy\b", path.read_text(), re.IGNORECASE)]
+    assert named == []
+
+
+def test_the_package_is_small():
+    def lines(paths):
+        return sum(len(path.read_text().splitlines()) for path in paths)
+
+    assert lines(path for path in SOURCES if "grading" not in path.parts) <= 5000
+    assert lines((ROOT / "cppo_ref").glob("*.py")) <= 1600
 
 
 def api_rows():
@@ -104,6 +147,6 @@ def test_environment_yml_is_in_step_with_pyproject():
 
 def test_the_check_for_circles_finds_one():
     trees = {"a": ast.parse("from b import x"), "b": ast.parse("import a")}
-    circle = {name: set(imported(tree, trees)) for name, tree in trees.items()}
+    circle = {name: set(imported(tree.body, trees)) for name, tree in trees.items()}
     with pytest.raises(ValueError, match="cycle"):
         list(TopologicalSorter(circle).static_order())

@@ -20,8 +20,8 @@ from cppo_ref.rewards import reward
 from cppo_ref.rollouts import Batch, generate_rollouts
 from cppo_ref.runs.seeds import stream_seed
 from cppo_ref.step import NonFiniteError, cppo_step, loss_terms, update
-from cppo_ref.vlm.accelerators import accelerator_for
 from cppo_ref.vlm.adapters import LoraOptions
+from cppo_ref.vlm.devices import accelerator_for
 from cppo_ref.vlm.policy import load_policy
 
 CONFIG = CPPOConfig(prompts_per_step=3, group_size=4, cpl_weight=0.5)
@@ -109,6 +109,21 @@ def test_the_perturbed_forwards_run_for_the_rows_with_a_positive_advantage_only(
     assert metrics.perturbed_rows == metrics.gated_rows == positive > 0
     looked = int(batch.selected.any(dim=1).sum())
     assert sum(scored) == 12 + positive + 12 + looked  # reference, I⁻ for detection and update, update, I⁺
+
+
+def test_views_are_encoded_for_gated_prompts_and_computed_up_to_their_last_perception_token(policy, rows, monkeypatch):
+    rewards = iter([1.0, 0.0, 0.0, 0.0] + [0.0] * 8)  # of three prompts one has a completion with A > 0
+    monkeypatch.setattr("cppo_ref.step.reward", lambda text, answer: next(rewards))
+    encoded, masks = [], []
+    encode, hidden_states = policy.encode, policy.hidden_states
+    policy.encode = lambda images, questions: (encoded.append(len(images)), encode(images, questions))[1]
+    policy.hidden_states = lambda prompts, ids, mask: (masks.append(mask), hidden_states(prompts, ids, mask))[1]
+    _, batch = cppo_step(policy, optimizer_for(policy), rows, CONFIG, step=0)
+    assert encoded == [3, 1, 1]  # rollouts, I⁺, I⁻
+    reference, removed, original, preserved = masks
+    assert len(reference) == len(original) == 12 and len(removed) == len(preserved) == 1
+    last = int(batch.selected[0].nonzero().max())
+    assert removed.sum() == batch.rollouts.completion_mask[0].sum() > last + 1 == preserved.sum()
 
 
 def test_with_several_micro_batches_the_removed_view_is_computed_again_and_the_step_is_the_same(rows):

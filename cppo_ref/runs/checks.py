@@ -26,16 +26,6 @@ def options(f: dataclasses.Field) -> tuple[str, ...]:
     return f.type.__args__  # type: ignore[union-attr]
 
 
-def listed(names: Any) -> str:
-    """ "a, b, c"."""
-    return ", ".join(str(name) for name in names)
-
-
-def names_from(names: list[str], table: dict) -> bool:
-    """Whether there are names, and all are keys of `table`."""
-    return bool(names) and set(names) <= set(table)
-
-
 def nearest(key: str, known: list[str]) -> str:
     """What to do about an unknown setting, in words."""
     close = difflib.get_close_matches(key, known, n=1)

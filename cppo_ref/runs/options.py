@@ -46,13 +46,6 @@ class ExportOptions:
     dtype: str = setting("bfloat16", "bfloat16 or float16")
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """Write the shape world's splits again; the committed ones are these, to the byte."""
-
-    output: str = setting("runs/shapes", "folder for LEVEL/SPLIT.parquet")
-
-
 class Parser(HfArgumentParser):
     """Options from dataclasses; errors are one sentence."""
 

@@ -88,11 +88,11 @@ def _adapted(layer: Any, x: Tensor) -> Tensor:
 
 @contextmanager
 def merged_adapters(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, where no graph may be wanted, a quickened layer is one product: (W + s·B A) x + b.
+    """Inside, where no graph may be wanted, a quickened layer is one product, (W + s·B A) x + b, unless its adapter is off.
 
     The sums are made on the way in, beside the weights, and dropped on the way out.
     """
-    layers = _plain_layers(model)
+    layers = [layer for layer in _plain_layers(model) if not layer.disable_adapters]
     with torch.no_grad():
         for layer in layers:
             base, (name,) = layer.get_base_layer(), layer.active_adapters

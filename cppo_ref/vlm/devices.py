@@ -1,6 +1,10 @@
-"""Which device and which number format a policy computes in."""
+"""Which device and which number format a policy computes in, and the accelerator that scales and clips for it."""
+
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from cppo_ref.config import InputError
 
@@ -20,3 +24,14 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return torch.float32
     # torch.cuda.is_bf16_supported() says yes on a T4, which only emulates it
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def accelerator_for(policy: Any, **options: Any) -> Accelerator:
+    """The accelerator of `policy`'s device; it scales the loss if the policy computes in float16 on a GPU.
+
+    Prepare the optimizer with it, or gradients stay scaled.
+    """
+    precision = "fp16" if policy.dtype == torch.float16 and policy.device.type == "cuda" else "no"
+    if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._reset_state()  # one per process, and it keeps the first precision that was asked for
+    return Accelerator(cpu=policy.device.type == "cpu", mixed_precision=precision, **options)

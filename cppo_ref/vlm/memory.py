@@ -86,41 +86,44 @@ def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_token
     Phases: load, rollouts, reference, detection, update, optimizer (its step, part of the update). One image per prompt.
     """
     prompt = size.image_tokens + question_tokens
-    tokens = prompt + run.max_new_tokens
-    weights = NF4 * size.nf4_weights + width * size.other_weights
+    weights = (width if run.unpack else NF4) * size.nf4_weights + width * size.other_weights
     held = weights + 16 * size.adapter_weights  # float32: value, gradient, two moments
     rows = run.prompts_per_step * run.group_size
     sampled, micro = min(rows, run.rollout_batch_size), min(rows, run.micro_batch_size)
     block = 4 * min(chunks.BLOCK, micro * run.max_new_tokens * size.vocabulary)
     dequantised = width * size.largest_linear
 
-    row = _forward(size, tokens, width)  # one row's working set without a graph
-    cache = 2 * width * size.layers * size.cache_width * tokens
-    prefill = _forward(size, prompt, width)
-    scored = micro * row + 4 * block + dequantised
+    # completions of one prompt share it: tokens, images and attention mask of the packs of a micro-batch
+    packs = -(-micro // run.group_size)
+    tokens, patches = packs * prompt + micro * run.max_new_tokens, packs * size.patches
+    mask = 3 * width * packs * (tokens // packs) ** 2  # itself, and what it is made of
+    cache = 2 * width * size.layers * size.cache_width * (prompt + run.max_new_tokens)
+    prefill = -(-sampled // run.group_size) * _forward(size, prompt, size.patches, width)
+    scored = _forward(size, tokens, patches, width) + mask + 4 * block + dequantised
 
     views = 3 if run.cpl_weight > 0 else 1
     layer, vision_layer = _layer(size, width), _vision_layer(size, width)
     if run.activation_checkpointing:
-        kept = width * (size.layers * size.hidden * tokens + size.vision_layers * size.vision_hidden * size.patches)
-        recomputed = max(layer * tokens, vision_layer * size.patches)
+        kept = width * (size.layers * size.hidden * tokens + size.vision_layers * size.vision_hidden * patches)
+        recomputed = max(layer * tokens, vision_layer * patches)
     else:
-        kept, recomputed = size.layers * layer * tokens + size.vision_layers * vision_layer * size.patches, 0
-    learned = micro * (views * kept + recomputed) + 8 * block + dequantised
+        kept, recomputed = size.layers * layer * tokens + size.vision_layers * vision_layer * patches, 0
+    learned = views * (kept + mask) + recomputed + 8 * block + dequantised
+    detected = kept + mask + 4 * block if views == 3 and run.on_policy and rows <= run.micro_batch_size else scored
     return {
         "load": weights + 4 * size.adapter_weights,
-        "rollouts": held + sampled * (cache + prefill) + dequantised,
+        "rollouts": held + sampled * cache + prefill + dequantised,
         "reference": held + scored,
-        "detection": held + scored,
+        "detection": held + detected,
         "update": held + learned,
         "optimizer": held + 4 * size.adapter_weights,  # AdamW's one temporary of each parameter
     }
 
 
-def _forward(size: ModelSize, tokens: int, width: int) -> float:
-    """Bytes of the largest layer's values of one row without a graph: language model or vision tower, one after the other."""
+def _forward(size: ModelSize, tokens: int, patches: int, width: int) -> float:
+    """Bytes of the largest layer's values without a graph: language model or vision tower, one after the other."""
     language = tokens * (width * (3 * size.hidden + 2 * size.intermediate) + 4 * size.intermediate)
-    vision = size.patches * (width * (3 * size.vision_hidden + 2 * size.vision_intermediate) + 4 * size.vision_intermediate)
+    vision = patches * (width * (3 * size.vision_hidden + 2 * size.vision_intermediate) + 4 * size.vision_intermediate)
     return max(language, vision)
 
 

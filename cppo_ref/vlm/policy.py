@@ -198,15 +198,14 @@ def load_policy(
         adapter: folder of a saved peft adapter to load instead of fresh ones.
         max_pixels: images with more pixels are scaled down to it.
         activation_checkpointing: keep one activation per layer and recompute the others in the backward pass.
-        unpack: hold the 4-bit weights unpacked: quicker for a small model on a CPU, with the memory that NF4 saves.
+        unpack: hold the 4-bit weights unpacked (see `adapters`): for small models on a CPU.
 
     Raises:
         InputError: no such model, a family that is not supported, or no such adapter.
     """
     place = choose_device(device)
     compute = choose_dtype(dtype, place)
-    path = model_path(name_or_path)
-    config = read_config(name_or_path)
+    path, config = model_path(name_or_path), read_config(name_or_path)
     try:
         processor = load_processor(path, config)
     except (OSError, ValueError) as error:
@@ -218,8 +217,7 @@ def load_policy(
     check_4bit(model, family)
     if unpack:
         unpack_4bit(model, compute)
-    model.requires_grad_(False)
-    adapted = with_adapters(model, family, lora, adapter)
+    adapted = with_adapters(model.requires_grad_(False), family, lora, adapter)
     if activation_checkpointing:
         model.gradient_checkpointing_enable()  # transformers before 5.23 has no newer name
         model.disable_input_require_grads()  # else frozen layers below the first adapter join the graph
@@ -232,16 +230,9 @@ def load_policy(
 def policy_for(config: CPPOConfig) -> Policy:
     """The policy that a run with `config` starts from."""
     lora = LoraOptions(config.lora_rank, config.lora_alpha, config.lora_scope, config.seed)
-    return load_policy(
-        config.model,
-        quantize=config.quantize,
-        device=config.device,
-        dtype=config.dtype,
-        lora=lora,
-        max_pixels=config.max_pixels or None,
-        activation_checkpointing=config.activation_checkpointing,
-        unpack=config.unpack,
-    )
+    names = ("quantize", "device", "dtype", "activation_checkpointing", "unpack")
+    shared = {name: getattr(config, name) for name in names}
+    return load_policy(config.model, lora=lora, max_pixels=config.max_pixels or None, **shared)
 
 
 def _plain_generation(model: Any, processor: Any) -> None:

@@ -37,12 +37,12 @@ PROFILES: dict[str, dict[str, Any]] = {
         "micro_batch_size": 1,
         "rollout_batch_size": 8,
     },
-    # 3.05 before the step as above; 16 completions at a time, 0.13 GB each: 5.09 GB in the rollouts
+    # 3.05 before the step as above; 16 completions at a time, 0.10 GB each: 4.66 GB in the rollouts
     "12gb": _12GB,
-    # as 12gb: 5.09 GB. A T4 computes in float16 only: adapters stay in float32, a loss scaler guards their gradients. Whether
+    # as 12gb: 4.66 GB. A T4 computes in float16 only: adapters stay in float32, a loss scaler guards their gradients. Whether
     # the 16-bit parts of a trained VLM stay in float16's range has not been tested here
     "t4": {**_12GB, "dtype": "float16"},
-    # 4.67 before the step; 16 completions at a time, 0.29 GB each: 9.32 GB in the rollouts
+    # 4.67 before the step; 16 completions at a time, 0.23 GB each: 8.45 GB in the rollouts
     "24gb": {
         **_EVERYWHERE,
         "model": "Qwen/Qwen3-VL-4B-Instruct",

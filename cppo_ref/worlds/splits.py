@@ -1,4 +1,4 @@
-"""The shape world's splits: committed files, the same to the byte as `python -m cppo_ref data` makes them."""
+"""The shape world's splits: committed files, the same to the byte as `scripts/make_data.py` makes them."""
 
 from pathlib import Path
 

@@ -10,13 +10,13 @@ from policies import nudge
 from torch.testing import assert_close
 
 from cppo_ref.config import CPPOConfig, InputError
-from cppo_ref.cpl import contrast, perception_loss, view_divergence
+from cppo_ref.cpl import view_divergence
 from cppo_ref.examples.loading import load_rows, step_rows
 from cppo_ref.perturbations import preserve, view_rng
 from cppo_ref.rollouts import generate_rollouts
-from cppo_ref.step import cppo_step, update
+from cppo_ref.step import contrastive_tokens, cppo_step, perception_tokens, update
 from cppo_ref.vlm.policy import load_policy
-from study.controls import augment_rows, choose_tokens, random_tokens, true_perception_tokens
+from study.controls import Controls, augment_rows, choose_tokens, perception_loss, random_tokens, true_perception_tokens
 
 CONFIG = CPPOConfig(prompts_per_step=2, group_size=4, cpl_weight=0.5)
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]], dtype=torch.bool)
@@ -33,10 +33,14 @@ def policy():
     return nudge(load_policy("tiny"))
 
 
-def step_with(policy, rows, **changes):
+CPPO = Controls()
+
+
+def step_with(policy, rows, controls=CPPO, **changes):
     """Metrics, batch and gradients of one step that moves nothing."""
     config = dataclasses.replace(CONFIG, max_grad_norm=1e9, **changes)
-    metrics, batch = cppo_step(policy, torch.optim.SGD(policy.trainable, lr=0.0), rows, config, 0)
+    still = torch.optim.SGD(policy.trainable, lr=0.0)
+    metrics, batch = cppo_step(policy, still, rows, config, 0, parts=controls.parts)
     return metrics, batch, [parameter.grad.clone() for parameter in policy.trainable]
 
 
@@ -63,7 +67,7 @@ def test_true_perception_tokens_are_the_listing(policy, rows):
 
 @pytest.mark.parametrize("tokens", ["shift", "random", "all", "true"])
 def test_every_choice_of_tokens_stays_among_the_gated_ones(policy, rows, tokens):
-    metrics, batch, _ = step_with(policy, rows, tokens=tokens)
+    metrics, batch, _ = step_with(policy, rows, Controls(tokens=tokens))
     gated = batch.rollouts.completion_mask & batch.gate[:, None]
     assert batch.selected.any()
     assert not (batch.selected & ~gated).any()
@@ -74,41 +78,57 @@ def test_every_choice_of_tokens_stays_among_the_gated_ones(policy, rows, tokens)
 def test_random_and_shift_choose_equally_many_and_the_seed_decides_which(policy, rows):
     _, batch, _ = step_with(policy, rows)
     gated = batch.rollouts.completion_mask & batch.gate[:, None]
-    inputs = (policy, batch.rollouts, batch.shift, batch.shift.abs(), gated)
-    shift = choose_tokens(*inputs, CONFIG, 0)
+    inputs = (policy, batch, batch.shift.abs())
+    shift = perception_tokens(*inputs, CONFIG, 0)
     first, again, other = (
-        choose_tokens(*inputs, dataclasses.replace(CONFIG, tokens="random", seed=seed), 0) for seed in (0, 0, 1)
+        choose_tokens(*inputs, dataclasses.replace(CONFIG, seed=seed), 0, tokens="random") for seed in (0, 0, 1)
     )
+    assert not (first & ~gated).any()
     assert torch.equal(first.sum(dim=1), shift.sum(dim=1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
+def three_views(seed=0):
+    """Logits [4, 5] under I, I⁺ and I⁻, with graph, and the sampled tokens."""
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(4, 5, generator=rng, dtype=torch.float64).requires_grad_() for _ in range(3)], torch.tensor(
+        [0, 1, 2, 3]
+    )
+
+
 @pytest.mark.parametrize(("kind", "through"), [("cpl", (True, True)), ("pull", (True, False)), ("push", (False, True))])
 def test_pull_and_push_have_the_value_of_cpl_and_half_of_its_gradient(kind, through):
-    kls = [torch.tensor([0.3, 0.0, 2.0], requires_grad=True), torch.tensor([0.1, 0.5, 0.2], requires_grad=True)]
-    loss = perception_loss(*kls, kind=kind, tau=0.1)
-    assert_close(loss, contrast(*kls, tau=0.1))
-    gradients = torch.autograd.grad(loss.sum(), kls, allow_unused=True)
-    slope = torch.sigmoid((kls[0] - kls[1]) / 0.1).detach() / 0.1
-    for gradient, expected, used in zip(gradients, (slope, -slope), through, strict=True):
-        assert (gradient is not None) == used
+    views, ids = three_views()
+    whole = contrastive_tokens(*views, ids, CONFIG)
+    loss = perception_loss(*views, ids, CONFIG, kind=kind)
+    assert_close(loss, whole)
+    both = torch.autograd.grad(whole.sum(), views[1:])
+    gradients = torch.autograd.grad(loss.sum(), views[1:], allow_unused=True)
+    for gradient, expected, used in zip(gradients, both, through, strict=True):
+        assert (gradient is not None and bool(gradient.any())) == used
         if used:
             assert_close(gradient, expected)
 
 
-def test_papo_is_minus_the_divergence_of_the_masked_view():
-    assert perception_loss(torch.ones(2), torch.tensor([0.5, 2.0]), kind="papo").tolist() == [-0.5, -2.0]
+def test_papo_is_minus_the_divergence_of_the_masked_view_which_has_no_gradient():
+    views, ids = three_views()
+    anchor, masked = (torch.distributions.Categorical(logits=view) for view in (views[0], views[2]))
+    loss = perception_loss(*views, ids, dataclasses.replace(CONFIG, detach_anchor=False), kind="papo")
+    assert_close(loss, -torch.distributions.kl_divergence(anchor, masked))
+    got = torch.autograd.grad(loss.sum(), views, allow_unused=True)
+    assert got[0].abs().max() > 0.01 and got[1] is None and got[2] is None
 
 
 def test_papo_pushes_the_original_view_alone(policy, rows):
     """−γ · k3 over all tokens of all rows, written out: the masked view is a constant."""
-    papo = {"perception_loss": "papo", "tokens": "all", "advantage_gate": False, "kl_estimator": "k3", "detach_anchor": False}
-    metrics, batch, gradients = step_with(policy, rows, policy_weight=0.0, kl_weight=0.0, **papo)
-    ids, mask, index = batch.rollouts.completion_ids, batch.rollouts.completion_mask, batch.rollouts.prompt_of_row
+    papo = Controls(perception_loss="papo", tokens="all", policy_weight=0.0)
+    changes = {"advantage_gate": False, "kl_estimator": "k3", "detach_anchor": False}
+    metrics, batch, gradients = step_with(policy, rows, papo, kl_weight=0.0, **changes)
+    ids, mask = batch.rollouts.completion_ids, batch.rollouts.completion_mask
     with torch.no_grad():
-        masked = policy.score(batch.removed.take(index), ids, mask)
-    original = policy.score(batch.rollouts.prompts.take(index), ids, mask)
+        masked = policy.score(batch.views[1], ids, mask)
+    original = policy.score(batch.prompts, ids, mask)
     loss = -view_divergence(original, masked, ids, estimator="k3")[mask].mean()
     assert_close(metrics.cpl, loss.item(), atol=1e-5, rtol=1e-4)
     for got, want in zip(gradients, torch.autograd.grad(CONFIG.cpl_weight * loss, policy.trainable), strict=True):
@@ -116,7 +136,7 @@ def test_papo_pushes_the_original_view_alone(policy, rows):
 
 
 def test_without_the_policy_term_cpl_alone_is_left(policy, rows):
-    _, batch, alone = step_with(policy, rows, policy_weight=0.0, kl_weight=0.0)
+    _, batch, alone = step_with(policy, rows, Controls(policy_weight=0.0), kl_weight=0.0)
     _, _, both = step_with(policy, rows, kl_weight=0.0)
     still, everyone = torch.optim.SGD(policy.trainable, lr=0.0), torch.arange(len(batch.rewards))
     plain = dataclasses.replace(CONFIG, cpl_weight=0.0, kl_weight=0.0, max_grad_norm=1e9)
@@ -128,19 +148,22 @@ def test_without_the_policy_term_cpl_alone_is_left(policy, rows):
 
 def test_augmentation_replaces_an_even_share_by_the_views_that_cppo_contrasts_with(rows):
     four = [*rows, *rows]
-    shown = augment_rows(four, dataclasses.replace(CONFIG, augment=0.5, seed=3), step=7)
+    shown = augment_rows(four, dataclasses.replace(CONFIG, seed=3), step=7, share=0.5)
     assert [a is b for a, b in zip(shown, four, strict=True)] == [True, False, True, False]
     view = preserve(four[3]["image"], view_rng(3, 7, 3, "preserve"), CONFIG.preserving, CONFIG.preserving_strength)
     assert np.array_equal(shown[3]["image"], view)
     assert [shown[3][key] for key in ("question", "answer")] == [four[3][key] for key in ("question", "answer")]
-    assert all(a is b for a, b in zip(augment_rows(four, CONFIG, 7), four, strict=True))
-    assert not any(a is b for a, b in zip(augment_rows(four, dataclasses.replace(CONFIG, augment=1.0), 7), four, strict=True))
+    assert all(a is b for a, b in zip(augment_rows(four, CONFIG, 7, share=0.0), four, strict=True))
+    assert not any(a is b for a, b in zip(augment_rows(four, CONFIG, 7, share=1.0), four, strict=True))
 
 
-@pytest.mark.parametrize(("name", "value"), [("augment", 1.5), ("augment", -0.1), ("policy_weight", -1.0)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("augment", 1.5), ("augment", -0.1), ("policy_weight", -1.0), ("tokens", "some"), ("perception_loss", "kl")],
+)
 def test_bad_values_are_named(name, value):
     with pytest.raises(InputError, match=name):
-        CPPOConfig.from_dict({name: value})
+        Controls(**{name: value})
 
 
 def test_the_defaults_compute_what_they_computed_before_the_controls_existed():

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cppo_ref.config import CPPOConfig, InputError
-from cppo_ref.worlds.pretraining import PretrainOptions
 from study import bases, runner, store
 from study.analysis import power_table
 from study.arms import ARMS, MAIN, SUITES, SWEEPS, arms_of, arms_table
+from study.controls import Controls
+from study.hints import HintedOptions
 from study.plan import HASHED, Run, plan, seeds_in
 from study.runner import StudyOptions, run_study
 
@@ -57,14 +58,14 @@ def fake_execution(log, fail=()):
 def test_every_arm_is_a_valid_config_that_differs_from_the_defaults_as_the_table_says(arm):
     run = Run("tiny", arm.name, 3)
     config, plain = run.config.to_dict(), CPPOConfig().to_dict()
-    housekeeping = {"model", "seed", "steps", "eval_rows", "device"}
+    housekeeping = {"model", "seed", "steps", "eval_rows", "device", "unpack"}
     changed = {name for name in config if config[name] != plain[name]} - housekeeping
     follows = (
         {"learning_rate", "max_new_tokens"} if "level" in arm.changes else {"learning_rate"}
     )  # the limit follows the level
     assert changed - follows <= arm.changes.keys() <= set(HASHED)
     assert config["learning_rate"] == arm.changes.get("learning_rate", 3e-4)  # the default when the study began
-    assert all(config[name] == value for name, value in arm.changes.items())
+    assert all((config | dataclasses.asdict(run.controls))[name] == value for name, value in arm.changes.items())
     assert config["steps"] == {"grpo_equal_time": 140, "cppo_longer": 140, "untrained": 1}.get(arm.name.partition("-")[0], 80)
 
 
@@ -88,7 +89,7 @@ def test_every_swept_group_size_has_as_many_completions_per_step():
 
 
 def test_the_hashed_settings_exist_and_every_one_of_them_counts():
-    assert set(HASHED) <= {field.name for field in dataclasses.fields(CPPOConfig)}
+    assert set(HASHED) <= {field.name for kind in (CPPOConfig, Controls) for field in dataclasses.fields(kind)}
     run = Run("tiny", "cppo", 0)
     others = [Run("tiny", "cppo", 1), Run("tiny", "grpo", 0), dataclasses.replace(run, steps=2)]
     others += [dataclasses.replace(run, images=10), dataclasses.replace(run, probe_every=5)]
@@ -254,8 +255,8 @@ def test_what_cannot_be_run_is_named(place, changes, named):
 
 def test_a_base_is_a_recipe_and_is_whole_or_absent(place, monkeypatch):
     for base in bases.BASES.values():
-        assert base.recipe.keys() <= {field.name for field in dataclasses.fields(PretrainOptions)}
-    monkeypatch.setattr(bases, "pretrain", lambda options: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert base.recipe.keys() <= {field.name for field in dataclasses.fields(HintedOptions)}
+    monkeypatch.setattr(bases, "pretrain", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         bases.make_base("robust")
     assert not bases.base_folder("robust").exists()
@@ -271,7 +272,7 @@ def test_a_base_is_a_recipe_and_is_whole_or_absent(place, monkeypatch):
 
 @pytest.mark.parametrize("name", ["arms table", "power table"])
 def test_the_protocol_holds_the_tables_of_the_code(name):
-    text = (ROOT / "docs/study-protocol.md").read_text()
+    text = (ROOT / "study/protocol.md").read_text()
     block = re.search(rf"<!-- {name}: [\w.]+ -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
     assert block
     power = power_table(ROOT / "data/results/demo_seeds.csv")

@@ -7,23 +7,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from policies import nudge
-from study.speed import QuickLora, dequantize_once, distinct, quick
 
-from cppo_ref.__main__ import main
 from cppo_ref.config import CPPOConfig
 from cppo_ref.examples.loading import load_rows, split_rows, step_rows
 from cppo_ref.examples.rows import row_at
-from cppo_ref.rollouts import generate_rollouts
-from cppo_ref.step import cppo_step
+from cppo_ref.step import Parts, cppo_step
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import load_policy, policy_for
 from cppo_ref.worlds.shapes import LEVELS, asked_colors
 from study import metrics, store
+from study.__main__ import main
 from study.controls import true_perception_tokens
 from study.hints import HintedOptions, hint_in, hinted, hinted_example, hinted_rows
 from study.plan import Run
-from study.probes import batch_auroc, gradient, gradient_alignment, parameters_at, put, snapshot
+from study.probes import batch_auroc, gradient, gradient_alignment, parameters_at, snapshot
 from study.runner import execute_apart
 from study.worker import train_arm
 
@@ -33,9 +30,7 @@ NAN = float("nan")
 
 @pytest.fixture(scope="module")
 def policy():
-    policy = load_policy("tiny")
-    dequantize_once(policy)
-    return policy
+    return load_policy("tiny", unpack=True)
 
 
 @pytest.fixture(scope="module")
@@ -141,82 +136,6 @@ def test_pretraining_shares_by_count():
     assert np.mean(followed) == pytest.approx(0.3, abs=0.1)
 
 
-def test_unpacked_weights_compute_the_same_bits():
-    rows = step_rows(load_rows("shapes", "train"), 2, 0, 0)
-    parameters = []
-    for unpack in (False, True):
-        policy = policy_for(SMALL)
-        assert not unpack or dequantize_once(policy) == 21
-        optimizer = torch.optim.AdamW(policy.trainable, lr=1e-3)
-        for step in range(2):
-            cppo_step(policy, optimizer, rows, SMALL, step)
-        parameters.append(snapshot(policy))
-    assert all(torch.equal(a, b) for a, b in zip(*parameters, strict=True))
-
-
-@pytest.fixture(scope="module")
-def pair():
-    """The same policy twice, plain and quick, with adapters that do something."""
-    return nudge(policy_for(SMALL)), nudge(quick(policy_for(SMALL)))
-
-
-def test_a_quick_policy_samples_the_same_words_from_the_same_draws(pair):
-    rows = step_rows(load_rows("shapes", "train"), 4, 0, 0)
-    for temperature in (1.0, 0.0):
-        plain, sped = (
-            generate_rollouts(
-                policy, rows, group_size=4, max_new_tokens=32, temperature=temperature, rng=torch.Generator().manual_seed(1)
-            )
-            for policy in pair
-        )
-        assert plain.texts == sped.texts
-        assert torch.equal(plain.completion_ids, sped.completion_ids)
-    assert len(set(plain.texts)) > 1
-
-
-@pytest.mark.parametrize("changes", [{}, {"cpl_weight": 0.0}, {"advantage_gate": False, "micro_batch_size": 3}])
-def test_a_quick_policy_has_the_same_losses_and_gradients(pair, changes):
-    """The optimizer's step is the gradient itself: SGD with learning rate 1."""
-    rows, config, moved, metrics = step_rows(load_rows("shapes", "train"), 2, 3, 0), replace(SMALL, **changes), [], []
-    for policy in pair:
-        before = snapshot(policy)
-        metrics.append(cppo_step(policy, torch.optim.SGD(policy.trainable, lr=1.0), rows, config, 3)[0])
-        moved.append(torch.cat([(a - b).flatten() for a, b in zip(before, policy.trainable, strict=True)]).detach())
-        put(policy, before)
-    assert moved[0].norm() > 1e-3
-    torch.testing.assert_close(moved[1], moved[0], atol=2e-6, rtol=1e-3)
-    for name in ("reward", "policy_loss", "kl", "cpl", "entropy_shift", "gated_rows", "perturbed_rows"):
-        assert getattr(metrics[1], name) == pytest.approx(getattr(metrics[0], name), abs=1e-5), name
-
-
-def test_a_quick_reference_is_the_base_model_and_merged_weights_follow_the_optimizer(pair):
-    plain, sped = pair
-    prompts = plain.encode([row["image"] for row in split_rows("test", count=2)], ["How many red shapes?"] * 2)
-    ids, mask = torch.full((2, 3), 7), torch.ones(2, 3, dtype=torch.bool)
-    with torch.no_grad():
-        before = sped.score(prompts, ids, mask)
-    with plain.reference(), sped.reference():
-        torch.testing.assert_close(sped.score(prompts, ids, mask), plain.score(prompts, ids, mask), atol=1e-5, rtol=1e-5)
-        assert not torch.allclose(sped.score(prompts, ids, mask), before, atol=1e-3)
-    now, optimizer = snapshot(sped), torch.optim.AdamW(sped.trainable, lr=0.01)
-    sped.score(prompts, ids, mask).square().sum().backward()
-    optimizer.step()
-    with torch.no_grad():
-        assert not torch.allclose(sped.score(prompts, ids, mask), before, atol=1e-3)
-    put(sped, now)
-    with torch.no_grad():
-        assert torch.equal(sped.score(prompts, ids, mask), before)
-    assert sum(isinstance(module, QuickLora) for module in sped.model.modules()) == 21 + 12
-
-
-def test_prompts_are_the_same_only_if_image_and_question_are(pair):
-    image, other = (row["image"] for row in split_rows("test", count=2))
-    questions = ["How many red shapes?"] * 3 + ["How many blue shapes?"] * 2
-    first, of_row = distinct(pair[0].encode([image, image, other, other, image], questions))
-    assert of_row.tolist() == [0, 0, 1, 2, 3]
-    assert len(first) == 4
-
-
 def test_the_arm_is_trained_as_train_does_and_the_probes_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("study.worker.PROBE_IMAGES", 2)
     config = CPPOConfig(prompts_per_step=2, group_size=4, steps=3, eval_rows=0, output=str(tmp_path / "run"))
@@ -244,7 +163,7 @@ def test_probes_leave_no_trace_and_measure_before_the_step(policy, stepped):
 
 def test_gradients_add_up(policy, stepped):
     batch, _ = stepped
-    cpl = gradient(policy, batch, replace(SMALL, policy_weight=0.0, kl_weight=0.0))
+    cpl = gradient(policy, batch, replace(SMALL, kl_weight=0.0), Parts(policy_weight=0.0))
     grpo = gradient(policy, replace(batch, selected=None), replace(SMALL, cpl_weight=0.0))
     torch.testing.assert_close(cpl + grpo, gradient(policy, batch, SMALL), atol=1e-6, rtol=1e-3)
 
@@ -259,7 +178,7 @@ def test_the_batch_auroc_by_hand(policy, stepped):
 
 def test_a_miniature_study_through_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    study = ["study", "--arms", "grpo,cppo", "--seeds", "0", "--steps", "2", "--images", "4", "--out", "out"]
+    study = ["--arms", "grpo,cppo", "--seeds", "0", "--steps", "2", "--images", "4", "--out", "out"]
     assert main(study) == 0
     assert "2 runs, 0 finished, 2 to go" in capsys.readouterr().out
     rows = store.read_csv(tmp_path / "out/study.csv")
