@@ -1,4 +1,4 @@
-"""The study's pictures: a forest plot of paired differences, and a map of where CPPO helps, is equal, or hurts."""
+"""The study's pictures: paired differences as forest plots, in code names or in words, and a map of where CPPO helps."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +12,7 @@ from study.analysis import MARGIN, Difference
 
 BASE_COLORS = {"tiny": BLUE, "robust": GREEN, "hallucinating": ORANGE, "shortcut": PURPLE}
 MARKERS = {"tiny": "o", "robust": "s", "hallucinating": "D", "shortcut": "^"}
+SERIES_LOOKS = ((BLUE, "o"), (ORANGE, "D"), (GREEN, "s"))
 REGIME_MAP = LinearSegmentedColormap.from_list("regime", [VERMILION, "#ffffff", BLUE])
 
 
@@ -40,6 +41,40 @@ def forest_plot(
         ax.set(ylim=(len(pairs) - 0.5, -0.5), xlabel=f"difference in {metric}, paired by seed, 95 % interval")
         ax.locator_params(axis="x", nbins=6)  # labels with three digits and a sign
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
+    return fig
+
+
+def leads_plot(panels: Mapping[str, Mapping[str, Mapping[str, Difference]]], *, label: str, margin: float = MARGIN) -> Figure:
+    """Leads in points, hundredths of a share, with their 95 % intervals, for readers who know no code names.
+
+    Args:
+        panels: title -> line -> series -> difference; all titles and lines in words. All panels have the same lines.
+        label: of the x axis.
+        margin: half the width of the grey band, the differences that count as equal.
+    """
+    lines = list(next(iter(panels.values())))
+    series = list(dict.fromkeys(name for panel in panels.values() for found in panel.values() for name in found))
+    height = 1.5 + len(lines) * (0.2 + 0.2 * len(series))
+    with style():
+        fig, axes = plt.subplots(1, len(panels), figsize=(2.6 + 3.4 * len(panels), height), sharex=True, sharey=True)
+        for ax, (title, panel) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+            assert list(panel) == lines, "panels show different lines"
+            ax.axvspan(-100 * margin, 100 * margin, color="#e4e4e4", zorder=0)
+            ax.axvline(0, color=BLACK, lw=1)
+            for number, name in enumerate(series):
+                color, marker = SERIES_LOOKS[number]
+                found = [(y, panel[line][name]) for y, line in enumerate(lines) if name in panel[line]]
+                y = np.array([place for place, _ in found]) + 0.6 * ((number + 0.5) / len(series) - 0.5)
+                value, low, high = (
+                    100 * np.array([getattr(one, field) for _, one in found]) for field in ("value", "low", "high")
+                )
+                reach = np.abs([value - low, high - value])
+                look = {"fmt": marker, "color": color, "capsize": 3, "ms": 6, "lw": 1.8}
+                ax.errorbar(value, y, xerr=reach, label=name, **look)
+            ax.set(title=title, ylim=(len(lines) - 0.5, -0.5), xlabel=label)
+        first = np.atleast_1d(axes)[0]
+        first.set_yticks(range(len(lines)), lines)
+        fig.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=len(series))
     return fig
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -99,7 +100,7 @@ def test_all_blank_images_are_one_picture(level, written):
 def test_how_many_shifted_pictures_are_plain_and_how_many_lie_in_the_range_of_training(written, monkeypatch):
     plain, other = (pixels(split_table(written, f"easy/{split}")) for split in ("test", "test_shift"))
     same = [(a == b).all() for a, b in zip(plain, other, strict=True)]
-    assert sum(same) == 39  # README and results say so
+    assert sum(same) == 39
 
     inside = []
 
@@ -120,6 +121,9 @@ def test_how_many_shifted_pictures_are_plain_and_how_many_lie_in_the_range_of_tr
         monkeypatch.setitem(PRESERVING, kind, functools.partial(recorded, kind))
     make_split("test_shift", "easy")
     assert len(inside) == 300 and sum(near and not plain for near, plain in zip(inside, same, strict=True)) == 152
+    readme, results = ((Path(__file__).parents[1] / page).read_text() for page in ("README.md", "docs/results.md"))
+    assert "39 of the 300 changed pictures" in readme
+    assert "39 of the 300 changed pictures are the plain ones; 152 more lie inside the range" in results
 
 
 @pytest.fixture

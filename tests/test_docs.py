@@ -1,8 +1,10 @@
-"""What details.md, glossary.md and README.md name must exist: code, files, settings, sections of notebooks, headings."""
+"""What README and the pages of docs/ name must exist; README and the results are short, and their numbers computed."""
 
 import importlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ from cppo_ref.config import CPPOConfig
 from cppo_ref.runs.metrics import StepMetrics
 
 ROOT = Path(__file__).parent.parent
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/details.md", "docs/glossary.md")}
+sys.path.insert(0, str(ROOT / "scripts"))
+import results_page  # noqa: E402
+
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 DETAILS, GLOSSARY = PAGES["docs/details.md"], PAGES["docs/glossary.md"]
 by_page = pytest.mark.parametrize("page", PAGES)
 NAMED = r"`(cppo_ref/[\w/]+)\.py: ([\w.]+)`((?:, `[A-Za-z_]\w*`)*)"  # `cppo_ref/a.py: b`, `c`
@@ -54,7 +59,7 @@ def test_every_entry_of_details_names_its_code():
 
 @by_page
 def test_all_files_that_a_page_names_exist(page):
-    names = re.findall(r"`((?:cppo_ref|tests|docs|scripts|notebooks|data|benchmarks)/[\w/.-]+\.\w+)", PAGES[page])
+    names = re.findall(r"`((?:cppo_ref|tests|study|docs|scripts|notebooks|data|benchmarks)/[\w/.-]+\.\w+)", PAGES[page])
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
@@ -105,3 +110,38 @@ def test_settings_that_the_glossary_names_exist():
     settings = {"clip_low", "clip_high", "kl_weight", "top_fraction", "tau", "cpl_weight", "group_size"}
     assert all(f"`{name}`" in GLOSSARY for name in settings)
     assert settings <= CPPOConfig.__dataclass_fields__.keys()
+
+
+@pytest.mark.parametrize(("page", "most"), [("README.md", 900), ("docs/results.md", 2500)])
+def test_readme_and_results_are_read_in_minutes(page, most):
+    assert len(PAGES[page].split()) <= most
+
+
+def test_findings_of_readme_and_results_are_computed():
+    check = subprocess.run([sys.executable, ROOT / "scripts" / "results_page.py", "--check"], capture_output=True, text=True)
+    assert check.returncode == 0, f"run python scripts/results_page.py\n{check.stderr}"
+
+
+def test_prose_of_the_results_has_no_number_of_its_own():
+    """Outside the blocks that a script fills stand only names, seeds and learning rates."""
+    prose = re.sub(r"<!-- [^>]+ -->.*?<!-- end -->", "", PAGES["docs/results.md"], flags=re.DOTALL)
+    prose = re.sub(r"\]\([^)]*\)|^#.*$|CPPO|GRPO", "", prose, flags=re.MULTILINE)
+    assert set(re.findall(r"\d(?:[\d.e–-]*\d)?", prose)) <= {"0–9", "3e-4", "95", "07"}
+
+
+def test_a_word_that_the_results_contradict_is_refused():
+    assert results_page.said("{more 3e-4 tiny cppo grpo changed}") == "8.2 [7.1, 9.6]"
+    assert results_page.said("{fewer 3e-4 tiny cppo grpo plain}") == "4.0 [3.4, 4.9]"
+    for wrong in ("fewer 3e-4 tiny cppo grpo changed", "equal 3e-4 tiny cppo grpo changed", "open 3e-4 tiny cppo grpo plain"):
+        with pytest.raises(AssertionError):
+            results_page.said(f"{{{wrong}}}")
+
+
+def test_every_figure_of_the_results_is_drawn_with_every_line_and_interval():
+    for name, panels in results_page.FIGURES.items():
+        fig = results_page.leads_plot(panels, label=results_page.AXES[name])
+        assert [ax.get_title() for ax in fig.axes] == list(panels)
+        for ax, panel in zip(fig.axes, panels.values(), strict=True):
+            points = [100 * found.value for line in panel.values() for found in line.values()]
+            drawn = [x for container in ax.containers for x in container.lines[0].get_xdata()]
+            assert sorted(drawn) == pytest.approx(sorted(points))

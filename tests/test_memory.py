@@ -73,7 +73,7 @@ def wide(monkeypatch):
     ],
 )
 def test_the_estimate_is_near_the_tensors_that_a_step_holds(wide, tmp_path, monkeypatch, kind, dtype, checkpointing, micro):
-    """A step of full-length completions, phase by phase, every live tensor counted; README says "within a quarter"."""
+    """A step of full-length completions, phase by phase, every live tensor counted; docs/usage.md says "within a quarter"."""
     folder = make_family(kind, tmp_path)
     run = CPPOConfig(
         model=str(folder),
