@@ -1,0 +1,1 @@
+"""Measurements of this code, each with a table in data/results."""
