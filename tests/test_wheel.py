@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,9 @@ import cppo_ref
 from cppo_ref.worlds.splits import data_folder
 from cppo_ref.vlm.policy import load_policy
 load_policy("tiny", quantize=None)
-print(json.dumps([cppo_ref.__file__, str(data_folder()), cppo_ref.__version__]))
+exec(Path("imports.py").read_text())
+import study
+print(json.dumps([cppo_ref.__file__, study.__file__, str(data_folder()), len(runs), cppo_ref.__version__]))
 """
 
 
@@ -52,11 +55,13 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_the_data_of_the_course_and_is_small(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cppo_ref").rglob("*.py")}
+    package = {path.relative_to(ROOT).as_posix() for name in ("cppo_ref", "study") for path in (ROOT / name).rglob("*.py")}
     data = {path.relative_to(ROOT) for name in DATA for path in (ROOT / "data" / name).rglob("*") if path.is_file()}
-    assert len(package) > 40 and len(data) > 20
+    assert len(package) > 60 and len(data) > 20
     assert package | {f"cppo_ref/{path.as_posix()}" for path in data} <= names
-    assert not [name for name in names if name.endswith((".ipynb", ".pyc")) or name.startswith(("tests", "notebooks"))]
+    assert not [
+        name for name in names if name.endswith((".ipynb", ".pyc")) or name.startswith(("tests", "notebooks", "study/images"))
+    ]
     assert wheel.stat().st_size < 15e6
 
 
@@ -74,12 +79,25 @@ def test_from_nothing_but_the_wheel_the_set_up_cell_makes_the_course_importable(
     work.mkdir()
     (work / wheel.name).write_bytes(wheel.read_bytes())
     (work / "cell.py").write_text(links.set_up_cell("").replace(' "bitsandbytes==0.50.2"', ""))  # there is no index to ask
+    seventh = nbformat.read(ROOT / "notebooks" / "07_does_it_help.ipynb", as_version=4)  # the one that reads the study's runs
+    (work / "imports.py").write_text([cell.source for cell in seventh.cells if cell.cell_type == "code"][1])
     (work / "notebook.py").write_text(NOTEBOOK)
     pip = {"PIP_TARGET": str(site), "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "HF_HUB_OFFLINE": "1"}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | pip
     command = [sys.executable, "notebook.py", str(site)]
     result = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    module, data, version = json.loads(result.stdout.splitlines()[-1])
-    assert Path(module).is_relative_to(site) and Path(data).is_relative_to(site)
-    assert version in wheel.name
+    *places, runs, version = json.loads(result.stdout.splitlines()[-1])
+    assert all(Path(place).is_relative_to(site) for place in places), places
+    assert runs > 100 and version in wheel.name
+
+
+def test_an_editable_install_makes_package_and_study_importable_from_the_folder_of_the_notebooks(tmp_path):
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", f"--target={tmp_path}"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, "--editable", str(ROOT)], check=True)
+    (added,) = tmp_path.glob("*.pth")
+    code = f"import site; site.addsitedir({str(tmp_path)!r}); import cppo_ref, study; print(cppo_ref.__file__, study.__file__)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-c", code]  # without the packages of this environment
+    result = subprocess.run(command, cwd=ROOT / "notebooks", env=environment, capture_output=True, text=True, check=True)
+    assert [Path(file).parents[1] for file in result.stdout.split()] == [ROOT, ROOT], added.read_text()
