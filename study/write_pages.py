@@ -2,7 +2,7 @@
 
     python -m study.write_pages [--check] [--figures]
 
---figures draws forest.png, arms.png (docs/images), arms_plain.png, sweeps.png and regimes.png (study/images) as well.
+--figures draws forest.png, arms.png, arms_plain.png, sweeps.png and regimes.png (study/images) as well.
 """
 
 # ruff: noqa: E501 (the page is prose)
@@ -55,8 +55,7 @@ from study.store import read_csv, read_parquet
 from study.sweeps import candidates_table, coverage_beside, hard_table, rivals_table, sweeps_table, swept
 
 ROOT = Path(__file__).parent.parent
-RESULTS, IMAGES = ROOT / "data" / "results", ROOT / "docs" / "images"
-OWN_IMAGES = ROOT / "study" / "images"
+RESULTS, IMAGES = ROOT / "data" / "results", ROOT / "study" / "images"
 ROWS = read_csv(RESULTS / "study.csv")
 FINAL = final_rows(ROWS)
 WHOLE = whole_arms(FINAL)  # an arm is shown when all of its seeds are there
@@ -344,15 +343,15 @@ def draw() -> None:
         return
     save_figure(forest_plot(forest_of_both(FINAL, SECOND)), IMAGES / "forest.png")
     panels = {"avg@8, shifted images": "shift_avg_at_8", "avg@8, plain images": "avg_at_8"}
-    places = IMAGES / "arms.png", OWN_IMAGES / "arms_plain.png"
+    places = IMAGES / "arms.png", IMAGES / "arms_plain.png"
     for (label, metric), name in zip(panels.items(), places, strict=True):
         arms = {f"{label},\non {base}": against_baselines(WHOLE, base, metric) for base in PRIMARY_BASES}
         save_figure(arms_plot(arms), name)
     sweeps = {label: swept(ROWS, metric) for label, metric in panels.items()}
     if all(sweeps.values()):
-        save_figure(arms_plot(sweeps), OWN_IMAGES / "sweeps.png")
+        save_figure(arms_plot(sweeps), IMAGES / "sweeps.png")
     again = {(f"{pair}, {RATES[1]}", base): cell for (pair, base), cell in regimes(SECOND, PRIMARY_PAIRS).items()}
-    save_figure(regime_map({**regimes(WHOLE), **again}, metric="avg@8"), OWN_IMAGES / "regimes.png")
+    save_figure(regime_map({**regimes(WHOLE), **again}, metric="avg@8"), IMAGES / "regimes.png")
 
 
 if __name__ == "__main__":
