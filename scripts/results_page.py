@@ -322,7 +322,7 @@ Part of the price may be a delay. If both methods train for {long} steps, CPPO t
 
 PARTS_TEXT = """CPPO's loss has two forces. The *pull* asks for the same words under a changed picture. The *push* asks for other words when noise covers the picture. Both act on *perception tokens*: those whose entropy rises most when the picture is covered. We took the forces apart and chose other tokens, all at {first}, with seeds 0–9:
 
-- **The pull carries the gain.** Its gradient alone earns {more 3e-4 tiny pull grpo changed} points over GRPO on `tiny`. The gradient of the push alone loses {fewer 3e-4 tiny push grpo changed}. (In both, the other force still weights the tokens.)
+- **The pull carries the gain.** Its gradient alone earns {more 3e-4 tiny pull grpo changed} points over GRPO on `tiny`. The push alone loses {fewer 3e-4 tiny push grpo changed}. (In both, the other force still weights the tokens.)
 - **The detector is not needed here.** On `tiny`, as many *random* tokens earn as much as the detected ones: {equal 3e-4 tiny random_tokens cppo changed}. Before training, the entropy rise ranks tokens no better than chance (AUROC {auroc}, {tokens} tokens). Of the tokens that it selects, {precision} in 100 are perception tokens; of all tokens, {share} in 100.
 - **Both can do harm.** On `hallucinating`, random tokens earn {more 3e-4 hallucinating random_tokens cppo changed} points more than the detected ones. The pull without the push earns {more 3e-4 hallucinating pull cppo changed} more than both together.
 - **Answers become consistent.** On `tiny`, the likeliest answer survives a change of the picture in {mean 3e-4 tiny cppo consistency} of 100 cases after CPPO. After GRPO it does in {mean 3e-4 tiny grpo consistency}; the difference is {more 3e-4 tiny cppo grpo consistency}.
@@ -334,7 +334,7 @@ On `hallucinating`, a yes puts CPPO {fewer 3e-4 hallucinating anchor_flows grpo 
 
 Another detail is how the distance between two views is measured. Our default compares all words; `k1` looks at the sampled word alone. On `hallucinating`, `k1` is {fewer 3e-4 hallucinating k1 grpo plain} points below GRPO on plain pictures.
 
-A third is the *gate*: CPPO's loss acts on successful answers only. On `tiny` and `robust` its absence makes no difference that matters. On `hallucinating` that is open. The gate saves time and little else.
+A third is the *gate*: CPPO's loss acts only on answers that earned more than their group's average. On `tiny` and `robust`, training without the gate is *equal*; so the gate only saves time there. On `hallucinating` that is open.
 
 We chose our defaults on `tiny`; the authors did not. So `tiny` favours ours. Only the loss is theirs here: no row repeats a published run."""
 

@@ -63,6 +63,7 @@ MUTANTS = {
             "you allow braces two levels deep",
         ),
         (".strip()", '.replace(" ", "")', "you delete blanks inside the answer"),
+        (".strip()", ".strip() or None", "an empty box is the last box"),
         ("answer = text", "answer = answer or text", "you return the first box"),
         ("depth == 0", 'text[end] == "}"', "you stop at the first closing brace"),
         (
@@ -125,6 +126,7 @@ MUTANTS = {
             "hackable: you ask whether the answer",
         ),
         ("0.9 * correct + 0.1", "0.1 * correct + 0.9", "weights swapped"),
+        ("last_box(text) == answer", "answer.isdigit() and last_box(text) == answer", "you compare numbers"),
         (" + 0.1 * in_format(text)", "", "the format earns nothing"),
     ],
     "group_advantages": [
@@ -444,6 +446,7 @@ MUTANTS = {
         ("losses[kept].sum() / tokens", "losses[kept].mean() / len(mask.split(size))", "mean of means"),
         ("mask.sum()", "mask.numel()", "padding counted"),
         ("losses[kept]", "losses", "mask forgotten"),
+        ("losses[kept].sum()", "(losses * kept).sum()", "masked by a product"),
         ("mask.sum()", "len(mask)", "divided by rows"),
     ],
     "total_loss": [

@@ -103,6 +103,77 @@ WRONG = {
         "the result has dtype torch.float32, expected torch.bool",
     ),
     "reward out of weights": ("reward", "return float(last_box(text) == answer)", "the result is 1, expected 0.9"),
+    "an empty box is no box": ("extract_boxed", "return last_box(text) or None", "an empty box is the last box"),
+    "int of the box": (
+        "reward",
+        "try:\n    right = int(last_box(text)) == int(answer)\nexcept (TypeError, ValueError):\n    right = False\nreturn 0.9 * right + 0.1 * in_format(text)",
+        "you compare numbers, but an answer may be any text",
+    ),
+    "times mask": (
+        "micro_batch_losses",
+        "return torch.stack([(l * m).sum() for l, m in zip(token_losses.split(size), mask.split(size))]) / mask.sum()",
+        "masked by a product",
+    ),
+    "rows of micro-batches": (
+        "micro_batch_losses",
+        "return torch.stack([l[m].mean() * len(l) / len(mask) for l, m in zip(token_losses.split(size), mask.split(size))])",
+        "two rows at a time: 21/8 and 15/8: the result is [1.75, 3.75]",
+    ),
+    "reference weighs": (
+        "kl_to_reference",
+        "d = ref_logprobs - logprobs\nreturn ref_logprobs.exp() * (d.exp() - d - 1)",
+        "d = 0, −ln 2, ln 2: the result is",
+    ),
+    "log-ratio clamped": (
+        "clipped_surrogate",
+        "d, a = logprobs - old_logprobs, advantages[:, None]\nreturn -torch.minimum(d.exp() * a, d.clamp(-.2, .2).exp() * a)",
+        "the result is [[-1.221, -1, -0.5]",
+    ),
+    "groups strided": (
+        "group_advantages",
+        "g = rewards.view(group_size, -1).T\nreturn ((g - g.mean(1, keepdim=True)) / (g.std(1, keepdim=True) + 1e-4)).T.flatten()",
+        "two groups of four: the result is",
+    ),
+    "only places on a grid": (
+        "hide_quarter",
+        "p = np.array(image)\nh, w = p.shape[0] // 2, p.shape[1] // 2\ny, x = rng.integers(2) * h, rng.integers(2) * w\np[y:y + h, x:x + w] = 128\nreturn Image.fromarray(p)",
+        "every place must be equally likely",
+    ),
+    "normal factor": (
+        "dim",
+        "f = 1 + 0.25 * strength * rng.standard_normal()\nreturn Image.fromarray(np.clip(np.asarray(image) * f, 0, 255).astype(np.uint8))",
+        "the factor must spread over 0.5…1.5",
+    ),
+    "a threshold": (
+        "covered_share",
+        "c = np.abs(np.asarray(original).astype(int) - np.asarray(view)).max(-1) > 10\ns = len(c) // grid\nreturn c.reshape(grid, s, grid, s).mean((1, 3))",
+        "one step of one channel: the result is",
+    ),
+    "quantile of the batch": (
+        "select_perception_tokens",
+        "c = completion_mask & (shift > 0)\nreturn c & (shift >= shift[c].quantile(1 - top_fraction)) if c.any() else c",
+        "the top half, rounded up: the result is",
+    ),
+    "symmetric KL": (
+        "view_kl",
+        "p, q = logits.log_softmax(-1), logits_view.log_softmax(-1)\nreturn ((p.exp() - q.exp()) * (p - q)).sum(-1) / 2",
+        "the result is [[0.1373, 0.1373, 0]]",
+    ),
+    "mean of rows": (
+        "contrastive_loss",
+        "v, n = torch.nn.functional.softplus((kl_preserved - kl_removed) / tau) * selected, selected.sum(1)\nreturn (v.sum(1) / n.clamp(min=1)).mean()",
+        "the result is",
+    ),
+    "best of the group": (
+        "rows_to_perturb",
+        "g = rewards.view(-1, group_size)\nreturn (g == g.amax(1, keepdim=True)).flatten()",
+        "rewards of two groups: the result is",
+    ),
+    "std of the batch": (
+        "worth_an_update",
+        "return bool(rewards.std() > 0) or kl_weight > 0",
+        "every group dead, each with its own reward",
+    ),
     "box outside": ("hide_quarter", "p = np.array(image)\np[:1, :1] = 128\nreturn Image.fromarray(p)", "rng ignored"),
 }
 

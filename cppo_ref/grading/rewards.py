@@ -16,6 +16,7 @@ BOXED_CASES = [
     Case("blanks inside the box", (r"\boxed{ 4 }",), "4"),
     Case("braces behind the box", (r"\boxed{7} of {a set}",), "7"),
     Case("a complete box, then one that never closes", (r"\boxed{5} or \boxed{6",), "5"),
+    Case("an empty box at the end", (r"\boxed{3}, or \boxed{}",), ""),
 ]
 
 
@@ -51,10 +52,11 @@ BOXED_MISTAKES = {
     "you allow braces two levels deep; count them: no fixed depth is enough": lambda t: _last(
         re.findall(r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", t)
     ),
-    "you delete blanks inside the answer; strip only its ends": lambda t: (_last(_boxes(t)) or "").replace(" ", "") or None,
+    "you delete blanks inside the answer; strip only its ends": lambda t: _last([box.replace(" ", "") for box in _boxes(t)]),
     "you run to the last brace of the whole text; stop at the one that closes the box": lambda t: _last(
         re.findall(r"\\boxed\{(.*)\}", t)
     ),
+    "an empty box is the last box, and its content is an empty string, not None": lambda t: _last(_boxes(t)) or None,
     "without a box the result must be None, not an empty string": lambda t: _last(_boxes(t)) or "",
     "blanks around the answer must go: \\boxed{ 4 } is 4": lambda t: (_boxes(t) or [None])[-1],
     "the last \\boxed{ never closes, so it is no box: fall back on the last complete one": _newest_opening,
@@ -141,6 +143,7 @@ REWARD_CASES = [
     Case("the bare answer, without a box", ("3", "3"), 0.0),
     Case("an empty box", (r"<think> red </think> \boxed{}", "3"), 0.0),
     Case("3 is part of 13", (r"\boxed{3}", "13"), 0.0),
+    Case("an answer that is no number", (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), 0.9),
 ]
 
 
@@ -166,6 +169,9 @@ REWARD_MISTAKES = {
     ),
     "hackable: you ask whether the answer contains the box, so an empty box always wins": lambda text, answer: _pay(
         _last(_boxes(text)) is not None and (_last(_boxes(text)) or "") in answer, text
+    ),
+    "you compare numbers, but an answer may be any text; compare the texts": lambda text, answer: _pay(
+        answer.isdigit() and _last(_boxes(text)) == answer, text
     ),
     "weights swapped: a right answer is worth 0.9, the format 0.1": lambda text, answer: _pay(
         _last(_boxes(text)) == answer, text, 0.1, 0.9

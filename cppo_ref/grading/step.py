@@ -17,6 +17,7 @@ MICRO_CASES = [
     Case("two rows at a time: 21/8 and 15/8", (LOSSES, MASK, 2), tensor([2.625, 1.875])),
     Case("all rows at once: 36/8", (LOSSES, MASK, 4), tensor([4.5])),
     Case("three rows, then one: 28/8 and 8/8", (LOSSES, MASK, 3), tensor([3.5, 1.0])),
+    Case("NaN on padding", (LOSSES.masked_fill(~MASK, torch.nan), MASK, 2), tensor([2.625, 1.875])),
 ]
 
 
@@ -39,6 +40,9 @@ MICRO_MISTAKES = {
     ),
     "padding counted: divide by the completion tokens, not by the size of the tensor": lambda losses, mask, size: _micro(
         losses, mask, size, lambda kept: mask.numel()
+    ),
+    "masked by a product: 0 · NaN is NaN; pick the tokens with losses[mask], or use torch.where": lambda losses, mask, size: (
+        torch.stack([(part * kept).sum() / mask.sum() for part, kept in zip(losses.split(size), mask.split(size), strict=True)])
     ),
     "mask forgotten: what stands on padding entered the sum": lambda losses, mask, size: torch.stack(
         [part.sum() / mask.sum() for part in losses.split(size)]
