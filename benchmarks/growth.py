@@ -27,7 +27,7 @@ METHODS = {"grpo": 0.0, "cppo": CPPOConfig().cpl_weight}
 LABELS = {
     "group": "completions per prompt, G",
     "completion": "completion tokens, T",
-    "prompt": "prompt tokens, image included",
+    "prompt": "prompt tokens, image included, W",
     "vocabulary": "vocabulary, V",
 }
 SIZES = {
@@ -129,19 +129,22 @@ def exponent(sizes: np.ndarray, seconds: np.ndarray) -> tuple[float, float]:
 def draw(path: Path, target: Path) -> None:
     """Draw the table `path`: log-log, one panel per axis, exponents fitted to the largest sizes."""
     rows = list(csv.DictReader(path.open()))
-    with style(), plt.rc_context({"font.size": 17}):
+    with style(), plt.rc_context({"font.size": 18}):
         figure, axes = plt.subplots(2, 2, figsize=(13, 10), sharey=True)
         for ax, axis in zip(axes.flat, SIZES, strict=True):
             for method, marker in (("cppo", "o"), ("grpo", "s")):
                 chosen = [row for row in rows if (row["axis"], row["method"]) == (axis, method)]
                 sizes, seconds = (np.array([float(row[name]) for row in chosen]) for name in ("size", "seconds"))
                 slope, intercept = exponent(sizes[-FITTED:], seconds[-FITTED:])
-                look = {"color": METHOD_COLORS[method], "linewidth": 2.5}
-                label = f"{method.upper()}: grows as {LABELS[axis].split()[-1] if ', ' in LABELS[axis] else 'n'}"
-                ax.plot(sizes, seconds, marker, markersize=9, color=METHOD_COLORS[method], label=f"{label}^{slope:.2f}")
-                ax.plot(sizes[-FITTED:], np.exp(intercept) * sizes[-FITTED:] ** slope, **look)
+                color = METHOD_COLORS[method]
+                label = rf"{method.upper()}: {LABELS[axis][-1]}$^{{\mathregular{{{slope:.2f}}}}}$"
+                ax.plot(sizes, seconds, marker, markersize=10, color=color, label=label)
+                ax.plot(sizes[-FITTED:], np.exp(intercept) * sizes[-FITTED:] ** slope, color=color, linewidth=3)
             ax.set(xscale="log", yscale="log", xlabel=LABELS[axis])
-            ax.legend(loc="upper left")
+            ax.set_xticks(sizes, [f"{int(size):,}" for size in sizes], rotation=30 if axis == "vocabulary" else 0)
+            ax.set_yticks([0.1, 0.3, 1, 3], ["0.1", "0.3", "1", "3"])
+            ax.minorticks_off()
+            ax.legend(loc="upper left", title="line: growth of the three largest", title_fontsize=15)
         for ax in axes[:, 0]:
             ax.set_ylabel("CPU seconds of a step")
         figure.savefig(target)

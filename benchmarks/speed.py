@@ -5,7 +5,7 @@
 
 All seconds are CPU seconds of one thread. The two arms of a row take their steps in turns, in one process and on the same rows;
 a row of speed.csv is the median of the steps' ratios, with its bootstrap 95 % interval over steps. Steps that warm up are left
-out. In `memory_vs_trl` the arms are child processes in turns, and the ratio is that of their peaks.
+out. In `memory_vs_trl` the arms are pairs of child processes, and the ratio is that of their peaks.
 """
 
 import argparse
@@ -46,7 +46,9 @@ def grpo_vs_trl(steps: int = 40) -> dict[str, Ratio]:
         lengths.append(metrics.completion_tokens)
 
     theirs = trl.run(CpuClock(), after=take)
-    print(f"  mean completion: ours {np.mean(lengths):.2f} tokens, TRL's {np.mean(trl.lengths):.2f}")
+    work, their_work = float(np.mean(lengths)), float(np.mean(trl.lengths))
+    print(f"  mean completion: ours {work:.2f} tokens, TRL's {their_work:.2f}")
+    assert abs(work / their_work - 1) < 0.05, "the arms do not do the same work"
     print(f"  median step: ours {np.median(seconds[WARM_UP:]):.3f} s, TRL's {np.median(theirs[WARM_UP:]):.3f} s")
     return {"grpo_vs_trl": Ratio(np.array(seconds[WARM_UP:]) / np.array(theirs[WARM_UP:]))}
 
@@ -76,7 +78,7 @@ def cppo_vs_grpo_packed(steps: int = 80) -> dict[str, Ratio]:
     return {"cppo_vs_grpo_packed": cppo_over_grpo("packed", steps, unpack=False)}
 
 
-def update_vs_plain(steps: int = 20) -> dict[str, Ratio]:
+def update_vs_plain(steps: int = 16) -> dict[str, Ratio]:
     """Detection and update of our CPPO step over the plain update, on the same rollouts; their gradients are the same."""
     ours, plain = (Arm(CPPOConfig(quantize="none", unpack=unpack)) for unpack in (True, False))
     clock, ratios, differences = CpuClock(), [], []
@@ -114,15 +116,16 @@ def peak_of_step(arm: str, steps: int = 3) -> float:
 
 
 def memory_vs_trl(children: int = 5) -> dict[str, Ratio]:
-    """Our peak over TRL's, each in a process of its own."""
-    peaks: dict[str, list[float]] = {"ours": [], "trl": []}
+    """Our peak over TRL's, each in a process of its own; a pair runs side by side, which changes no memory."""
     environment = os.environ | MALLOC | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    pairs = []
     for _ in range(children):
-        for arm, found in peaks.items():
-            command = [sys.executable, __file__, "--child", arm]
-            result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-            found.append(json.loads(result.stdout.splitlines()[-1]))
-    ours, theirs = (np.array(found) for found in peaks.values())
+        commands = [[sys.executable, __file__, "--child", arm] for arm in ("ours", "trl")]
+        started = [
+            subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) for c in commands
+        ]
+        pairs.append([json.loads(process.communicate()[0].splitlines()[-1]) for process in started])
+    ours, theirs = np.array(pairs).T
     print(
         f"  peak of a step above the loaded model: ours {np.median(ours) / 1e6:.0f} MB, TRL's {np.median(theirs) / 1e6:.0f} MB"
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measuring import Meter
@@ -53,6 +53,7 @@ class TrlArm:
     def run(self, meter: Meter, after: Callable[[int], None] = lambda step: None) -> list[float]:
         """What `meter` says of each step; after each, `after` is called with its number, from 0."""
         measured = Measured(meter, after)
+        self.trainer.remove_callback(PrinterCallback)
         self.trainer.add_callback(measured)
         self.trainer.train()
         return measured.values
