@@ -4,10 +4,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from cppo_ref import evaluation
-from cppo_ref.__main__ import _settings, main
+from cppo_ref.__main__ import main
 from cppo_ref.config import CPPOConfig
 from cppo_ref.evaluation import sample_answers
 from cppo_ref.examples.loading import load_rows, split_rows
+from cppo_ref.runs.options import settings
 from cppo_ref.vlm.policy import load_policy
 from cppo_ref.worlds.shapes import LEVELS, asked_colors, completion_text, level_of
 from cppo_ref.worlds.splits import data_folder
@@ -43,8 +44,8 @@ def test_defaults_leave_room_for_a_right_answer(level, monkeypatch):
     assert answers.finished.all()
     limits.append(CPPOConfig(level=level).max_new_tokens)
     limits.append(CPPOConfig.preset("grpo", level=level).max_new_tokens)
-    limits.append(_settings("train", ["--level", level])[0].max_new_tokens)
-    limits.append(_settings("train", ["--preset", "verl", "--level", level])[0].max_new_tokens)
+    limits.append(settings("train", ["--level", level])[0].max_new_tokens)
+    limits.append(settings("train", ["--preset", "verl", "--level", level])[0].max_new_tokens)
     assert len(set(limits)) == 1 and limits[0] > TOKENS[level]
     assert limits[0] == {"easy": 32, "hard": 48}[level]
 
