@@ -41,7 +41,7 @@ def plain_update(arm: Arm, batch: Batch, step: int) -> tuple[float, Bool[Tensor,
     """One update of `arm` on `batch`, of which rollouts, advantages, gate and reference are taken; loss and tokens chosen."""
     config, rollouts = arm.config, batch.rollouts
     everyone = replace(batch, gate=torch.ones_like(batch.gate))
-    views = encode_views(arm.policy, everyone, config, step)
+    views = encode_views(arm.policy, everyone.rollouts, everyone.gate, config, step)
     assert views is not None and batch.ref_logprobs is not None and config.temperature == 1
     arm.optimizer.zero_grad(set_to_none=True)
     anchor, preserved, removed = (plain_logits(arm.policy, prompts, batch) for prompts in (batch.prompts, *views))
