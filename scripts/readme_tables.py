@@ -53,7 +53,33 @@ def _measured(row: dict[str, str]) -> str:
     return f"{float(row['peak_gb']):.1f} GB of tensors ({float(row['predicted_gb']):.1f} predicted) on a {row['gpu']}"
 
 
-BLOCKS = {"demo output": demo_output, "memory": memory, "times": times}
+SPEEDS = {
+    "grpo_vs_trl": "a GRPO step here / one of TRL's `GRPOTrainer`, same tiny VLM and rows",
+    "memory_vs_trl": "the same in peak memory above the loaded model",
+    "update_vs_plain": "CPPO's update / three plain passes over every row, gated afterwards",
+    "cppo_vs_grpo": "a CPPO step / a GRPO step, over a whole training",
+}
+
+
+def speed() -> str:
+    """The ratios of benchmarks/speed.py."""
+    with (RESULTS / "speed.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    lines = ["| ratio | median [95 % interval] | n |", "|---|---|---|"]
+    for name, meaning in SPEEDS.items():
+        value, low, high = (float(rows[name][column]) for column in ("median_ratio", "low", "high"))
+        lines.append(f"| {meaning} | {value:.2f} [{low:.2f}, {high:.2f}] | {rows[name]['n']} |")
+    with (RESULTS / "phases.csv").open() as file:
+        grpo, cppo = (float(row["gflop"]) for row in csv.DictReader(file) if row["phase"] == "whole")
+    lines.append("")
+    lines.append(
+        f"A CPPO step costs more because its views need passes of their own, forward and backward: {cppo / grpo:.2f} times the"
+    )
+    lines.append("arithmetic of a GRPO step in the first ten steps ([phase by phase](../data/results/phases.csv)).")
+    return "\n".join(lines)
+
+
+BLOCKS = {"demo output": demo_output, "memory": memory, "times": times, "speed": speed}
 
 if __name__ == "__main__":
     sys.exit(write_or_check({page: filled(page.read_text(), "scripts/readme_tables.py", BLOCKS) for page in PAGES}, __doc__))
