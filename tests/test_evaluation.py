@@ -47,14 +47,14 @@ def test_the_interval_is_over_images_and_not_over_samples():
 
 
 def test_shares_count_the_tokens_of_their_own_kind(policy, monkeypatch):
-    """9 cells of which 6 are right; "red", "1" (of what was listed) and the boxed "2" to judge: 2 of 3 right."""
-    text = "<think> red none none none none none blue blue blue ; red : 1 </think> \\boxed{ 2 }"
+    """9 cells of which 7 are right; "red", "1" (of what was listed) and the boxed "2" to judge: 2 of 3 right."""
+    text = "<think> red none none none none none none blue blue ; red : 1 </think> \\boxed{ 2 }"
     row = {"question": "How many red shapes?", "answer": "1", "objects": [{"color": c} for c in ["red"] + ["none"] * 8]}
     rollouts = answered([text], ["1"], 1)
     vars(rollouts).update(rows=[row])
     monkeypatch.setattr("cppo_ref.evaluation.sample_answers", lambda *_, **__: [rollouts])
     report = evaluate_split(policy, [row], samples=1)
-    assert report.perception == pytest.approx(6 / 9)
+    assert report.perception == pytest.approx(7 / 9)
     assert report.reasoning == pytest.approx(2 / 3)
     assert (report.avg_at_k.value, report.greedy) == (0.0, 0.0)
 

@@ -1,6 +1,7 @@
 """Every family, as a tiny random model: encoding, padding, one CPPO step, the gate, and save → reload → merge."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,8 @@ from cppo_ref.step import cppo_step, loss_terms
 from cppo_ref.vlm.adapters import LoraOptions
 from cppo_ref.vlm.export import export_merged
 from cppo_ref.vlm.policy import load_policy
+from cppo_ref.vlm.processors import load_processor
+from cppo_ref.vlm.quantization import read_config
 
 QUESTIONS = ["how many red shapes ?", "how many blue shapes plus red shapes ?"]  # prompts of two lengths
 ADAPTED = {  # (vision, language) layers with adapters, counted in the configs by hand: blocks × linear layers of a block
@@ -226,3 +229,12 @@ def test_save_reload_and_merge(folder, rows, tmp_path):
     saved = json.loads((tmp_path / "merged" / "processor_config.json").read_text())
     assert hasattr(transformers, saved["processor_class"]), "a class that only this package has"
     assert not any("lora" in name for name, _ in merged.model.named_parameters())
+
+
+def test_a_template_in_a_file_that_tokenizers_do_not_read_is_found(folder, tmp_path):
+    """chat_template.json, as Qwen-VL and SmolVLM have it."""
+    copy = shutil.copytree(folder, tmp_path / "model")
+    (copy / "chat_template.jinja").unlink()
+    (copy / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages[0]['content'] }} !"}))
+    processor = load_processor(str(copy), read_config(str(copy)))
+    assert processor.apply_chat_template([{"role": "user", "content": "how many"}]) == "how many !"
