@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses=log
 # numbers and asserts are checked, pictures are not; CPPO_FAST shortens training; stubs of exercises are left out
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/notebooks/sanitize.cfg
 NBCONVERT := $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False
-CORE := $(foreach name,training families policy cpl grpo perception,tests/test_$(name).py)
+CORE := $(foreach name,training families policy cpl grpo perception packing adapters,tests/test_$(name).py)
 COURSE := $(sort $(wildcard notebooks/0*.ipynb) $(wildcard notebooks/exercises/solutions/*.ipynb))
 
 demo: $(VENV)/.base  ## train the tiny VLM with CPPO on the CPU (METHOD=grpo for the baseline)
