@@ -74,8 +74,10 @@ $(VENV)/.dev: $(VENV)/.base
 
 .venv-torchvision/.done: pyproject.toml constraints.txt
 	test -x .venv-torchvision/bin/python || $(PYTHON) -m venv .venv-torchvision
-	.venv-torchvision/bin/pip install --quiet --constraint constraints.txt torch torchvision
-	.venv-torchvision/bin/pip install --quiet --constraint constraints.txt --editable . num2words beartype pytest pytest-xdist
+	.venv-torchvision/bin/pip install --quiet torch torchvision
+	grep -v ^torch== constraints.txt > .venv-torchvision/constraints.txt
+	.venv-torchvision/bin/pip freeze | grep ^torch >> .venv-torchvision/constraints.txt
+	.venv-torchvision/bin/pip install --quiet --constraint .venv-torchvision/constraints.txt --editable . beartype pytest pytest-xdist
 	.venv-torchvision/bin/python -c "import torchvision"
 	touch $@
 

@@ -1,1 +1,1 @@
-"""The study: when does CPPO help? docs/study-protocol.md is its plan, data/results/study.csv what came out."""
+"""The study: when does CPPO help? study/protocol.md is its plan, data/results/study.csv what came out."""

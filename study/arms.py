@@ -1,6 +1,6 @@
 """The arms of the study: a name, what it changes in CPPOConfig, and the question it answers. No other difference is allowed.
 
-docs/study-protocol.md holds this table; a test compares the two.
+study/protocol.md holds this table; a test compares the two.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from cppo_ref.config import PRESETS, InputError
 
 STEPS = 80  # of every arm, unless its step_ratio is another
 LEARNING_RATE = 3e-4  # of every arm that does not change it: the package's default when the study began
-# Seconds of a CPPO step over seconds of a GRPO step, fixed before the study: docs/study-protocol.md, "Equal time".
+# Seconds of a CPPO step over seconds of a GRPO step, fixed before the study: study/protocol.md, "Equal time".
 TIME_RATIO = 1.75
 
 

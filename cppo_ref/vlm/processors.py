@@ -1,11 +1,11 @@
-"""Processors: the stock one where all that it needs is installed, else the same processor of PIL parts, without video.
+"""Processors: the stock one for LLaVA, for the other families the same processor of PIL parts, without video.
 
 transformers builds a video processor for Qwen-VL and SmolVLM2 even if only images are read, and that needs torchvision, for
-SmolVLM2 num2words as well. The image processors have a PIL version, which gives the same pixels to rounding; it is named here
-because transformers 5.15 does not find those of Idefics3 and SmolVLM2 by itself where torchvision is missing.
+SmolVLM2 num2words as well. The image processors have a PIL version, which gives the same pixels to rounding. It is taken
+whether torchvision is installed or not, so that what is tested is what runs; it is named here because transformers 5.15 does
+not find those of Idefics3 and SmolVLM2 by itself.
 """
 
-from importlib.util import find_spec
 from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer
@@ -20,8 +20,7 @@ from transformers.processing_utils import ProcessorMixin
 
 def load_processor(path: str, config: Any) -> Any:
     """The processor of the model at `path`, whose transformers config is `config`; OSError or ValueError if there is none."""
-    needed = ["torchvision", "num2words"] if config.model_type == "smolvlm" else ["torchvision"]
-    if config.model_type not in _IMAGES_ONLY or all(find_spec(name) for name in needed):
+    if config.model_type not in _IMAGES_ONLY:
         return AutoProcessor.from_pretrained(path)
     processor, image_processor = _IMAGES_ONLY[config.model_type]
     options: dict[str, Any] = {}
