@@ -124,12 +124,19 @@ def test_views_are_encoded_for_gated_prompts_and_computed_up_to_their_last_perce
     assert removed.sum() == batch.rollouts.completion_mask[0].sum() > last + 1 == preserved.sum()
 
 
-def test_with_several_micro_batches_the_removed_view_is_computed_again_and_the_step_is_the_same(rows):
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_with_several_micro_batches_the_removed_view_is_computed_again_and_the_step_is_the_same(rows, temperature):
     moved = []
     for size in (64, 4):
         policy = nudge(load_policy("tiny"))
         before = [parameter.detach().clone() for parameter in policy.trainable]
-        _, batch = cppo_step(policy, optimizer_for(policy), rows, dataclasses.replace(CONFIG, micro_batch_size=size), step=0)
+        _, batch = cppo_step(
+            policy,
+            optimizer_for(policy),
+            rows,
+            dataclasses.replace(CONFIG, micro_batch_size=size, temperature=temperature),
+            step=0,
+        )
         assert batch.selected.any() and batch.removed_hidden is None
         moved.append([a - b for a, b in zip(policy.trainable, before, strict=True)])
     for one, several in zip(*moved, strict=True):
