@@ -107,7 +107,7 @@ def seconds_of(sizes: Sizes, steps: int) -> dict[str, np.ndarray]:
         return turns({method: lambda step, method=method: take(method, step) for method in METHODS}, steps, warm_up=1)
 
 
-def table(steps: int = 3) -> list[dict[str, Any]]:
+def table(steps: int = 5) -> list[dict[str, Any]]:
     """The rows of data/results/growth.csv."""
     made_by, rows = provenance(), []
     for axis, values in SIZES.items():
