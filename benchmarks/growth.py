@@ -2,6 +2,7 @@
 
 import csv
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -107,16 +108,17 @@ def seconds_of(sizes: Sizes, steps: int) -> dict[str, np.ndarray]:
         return turns({method: lambda step, method=method: take(method, step) for method in METHODS}, steps, warm_up=1)
 
 
-def table(steps: int = 3) -> list[dict[str, Any]]:
-    """The rows of data/results/growth.csv."""
-    made_by, rows = provenance(), []
-    for axis, values in SIZES.items():
-        for size in values:
-            seconds = seconds_of(replace(Sizes(), **{axis: size}), steps)
-            for method, measured in seconds.items():
-                rows.append({"axis": axis, "size": size, "method": method, "seconds": float(np.median(measured))})
-                rows[-1] |= {"n": steps} | made_by
-            print(axis, size, {method: f"{np.median(measured):.3f} s" for method, measured in seconds.items()}, flush=True)
+def table(rounds: int = 2, steps: int = 2) -> list[dict[str, Any]]:
+    """The rows of data/results/growth.csv: medians over `rounds` sweeps, minutes apart, of `steps` steps with new policies."""
+    points = [(axis, size) for axis, sizes in SIZES.items() for size in sizes]
+    measured: dict[tuple[str, int, str], list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for axis, size in points:
+            for method, seconds in seconds_of(replace(Sizes(), **{axis: size}), steps).items():
+                measured[axis, size, method] += seconds.tolist()
+    made_by, rows = {"n": rounds * steps} | provenance(), []
+    for (axis, size, method), seconds in measured.items():
+        rows.append({"axis": axis, "size": size, "method": method, "seconds": float(np.median(seconds))} | made_by)
     return rows
 
 
