@@ -1,1 +1,1 @@
-"""Plots of training and policies, and the diagram of the method."""
+"""Plots of training and policies."""

@@ -1,4 +1,4 @@
-"""The method in one picture, drawn by code: README and notebook 00 show the same one.
+"""Write data/method.png: the method in one picture, which notebook 00 shows.
 
 Paper: describes the step in words and equations.
 Here:  one figure: one image becomes three views, one policy reads all three, two losses learn from what it says.
@@ -6,6 +6,7 @@ Why:   a drawing made by code changes with the code; its pictures, advantages an
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 from cppo_ref.grpo import group_advantages
 from cppo_ref.perturbations import noise_patches, rotation
-from cppo_ref.pictures.plots import BLACK, BLUE, GREEN, ORANGE, SHIFT_MAP, SHIFT_NORM, VERMILION, style
+from cppo_ref.pictures.plots import BLACK, BLUE, GREEN, ORANGE, SHIFT_MAP, SHIFT_NORM, VERMILION, save_figure, style
 from cppo_ref.worlds.shapes import COLORS, draw
 
 WIDTH, HEIGHT = 132, 64  # drawing units; ten are an inch
@@ -178,3 +179,7 @@ def _arrow(ax: Axes, start: Point, *stops: Point, color: str = "#444444") -> Non
 def _head(ax: Axes, start: Point, end: Point, shape: str, color: str) -> None:
     look = {"arrowstyle": shape, "color": color, "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", xy=end, xytext=start, arrowprops=look)
+
+
+if __name__ == "__main__":
+    print(save_figure(method_diagram(), Path(__file__).parents[1] / "data" / "method.png"))
