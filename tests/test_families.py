@@ -27,6 +27,8 @@ from cppo_ref.vlm.quantization import read_config
 QUESTIONS = ["how many red shapes ?", "how many blue shapes plus red shapes ?"]  # prompts of two lengths
 ADAPTED = {  # (vision, language) layers with adapters, counted in the configs by hand: blocks × linear layers of a block
     "llava": (2 * 6, 3 * 7),
+    "internvl": (2 * 6, 2 * 7),
+    "qwen2_vl": (2 * 4, 2 * 7),
     "qwen2_5_vl": (2 * 5, 2 * 7),
     "qwen3_vl": (2 * 4, 2 * 7),
     "idefics3": (2 * 6, 2 * 7),

@@ -23,6 +23,7 @@ from cppo_ref.vlm.quantization import model_config, skeleton
 
 # published sizes in millions: all weights, language linears, embeddings
 PUBLISHED = {
+    "InternVL3-1B": (938, 357, 135),
     "Qwen2.5-VL-3B": (3755, 2774, 311),
     "Qwen3-VL-2B": (2128, 1409, 311),
     "Qwen3-VL-4B": (4438, 3633, 388),
@@ -49,6 +50,8 @@ def test_adapters_and_images_counted_by_hand():
     assert size.adapter_weights == 16 * (30 * language + 12 * vision)
     assert (size.patches, size.image_tokens) == (1024, 64)
     assert (size.cache_width, size.query_width) == (3 * 64, 9 * 64)
+    intern = measure(skeleton(model_config("OpenGVLab/InternVL3-1B-hf"), CPPOConfig()))
+    assert (intern.patches, intern.image_tokens) == (32 * 32, 16 * 16)
     qwen = measure(skeleton(model_config("Qwen2.5-VL-3B"), CPPOConfig()), 448 * 448)
     assert (qwen.patches, qwen.image_tokens) == (1024, 256)
 

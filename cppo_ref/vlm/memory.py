@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.vlm import chunks
+from cppo_ref.vlm.families import image_size
 from cppo_ref.vlm.quantization import Skeleton, skeleton
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, an 8-bit scale per 64 weights, a float32 per 256 scales
@@ -49,7 +50,8 @@ def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
     config = model.config
     text, vision = config.get_text_config(), config.vision_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    patches, image_tokens = _image_size(config, max_pixels or MAX_PIXELS)
+    width = getattr(vision, "embed_dim", vision.hidden_size)  # Qwen2-VL's hidden_size is that of the projector's output
+    patches, image_tokens = image_size(config, max_pixels or MAX_PIXELS)
     quantised = [layer.in_features * layer.out_features for layer in model.in_4bit.values()]
     return ModelSize(
         nf4_weights=sum(quantised),
@@ -63,21 +65,11 @@ def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
         cache_width=text.num_key_value_heads * head,
         vocabulary=text.vocab_size,
         vision_layers=getattr(vision, "depth", None) or vision.num_hidden_layers,
-        vision_hidden=vision.hidden_size,
-        vision_intermediate=vision.intermediate_size,
+        vision_hidden=width,
+        vision_intermediate=getattr(vision, "intermediate_size", None) or width * vision.mlp_ratio,
         patches=patches,
         image_tokens=image_tokens,
     )
-
-
-def _image_size(config: Any, pixels: int) -> tuple[int, int]:
-    """Patches and tokens of one image."""
-    vision = config.vision_config
-    if hasattr(vision, "spatial_merge_size"):  # Qwen: as many patches as the image has
-        patches = pixels // vision.patch_size**2
-        return patches, patches // vision.spatial_merge_size**2
-    patches = (vision.image_size // vision.patch_size) ** 2
-    return patches, patches // getattr(config, "scale_factor", 1) ** 2
 
 
 def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_tokens: int = QUESTION_TOKENS) -> dict[str, float]:

@@ -45,7 +45,7 @@ def model_config(name_or_path: str) -> Any:
     Raises:
         InputError: no such model, or its family is not in the table.
     """
-    known = ARCHITECTURES / f"{name_or_path.split('/')[-1].removesuffix('-Instruct')}.json"
+    known = ARCHITECTURES / f"{name_or_path.split('/')[-1].removesuffix('-Instruct').removesuffix('-hf')}.json"
     if not known.is_file() or Path(name_or_path).is_dir():
         return read_config(name_or_path)
     fields = json.loads(known.read_text())
