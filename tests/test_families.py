@@ -13,7 +13,7 @@ from policies import nudge
 from tiny_families import TYPES, make_family
 from torch.testing import assert_close
 
-from cppo_ref.config import CPPOConfig
+from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import generate_rollouts
 from cppo_ref.runs.checkpoints import save_adapter
@@ -156,6 +156,12 @@ def test_several_images_in_a_row(policy):
         assert_close(swapped, together[[1, 0, 0]], atol=1e-4, rtol=1e-4)
         other = policy.score(policy.encode([[images[1], images[0]]], QUESTIONS[:1]), ids[:1], mask[:1])
     assert (other - alone[0]).abs().max() > 1e-6  # the order of images matters
+
+
+def test_a_row_without_an_image_is_refused(policy):
+    image = Image.new("RGB", (48, 48), "red")
+    with pytest.raises(InputError, match=r"^row 1 has no image, expected one or more: give it one"):
+        policy.encode([image, [], [image]], ["?"] * 3)
 
 
 def test_a_step_trains_vision_and_language(folder, rows):
