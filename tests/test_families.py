@@ -10,7 +10,7 @@ import transformers
 from bitsandbytes.nn.modules import Linear4bit
 from PIL import Image
 from policies import nudge
-from tiny_families import TYPES, make_family
+from tiny_families import TEXT, TYPES, VISION, make_family, random_model
 from torch.testing import assert_close
 
 from cppo_ref.config import CPPOConfig, InputError
@@ -31,6 +31,7 @@ ADAPTED = {  # (vision, language) layers with adapters, counted in the configs b
     "qwen2_vl": (2 * 4, 2 * 7),
     "qwen2_5_vl": (2 * 5, 2 * 7),
     "qwen3_vl": (2 * 4, 2 * 7),
+    "qwen3_5": (2 * 4, (5 + 3) + 7),  # a layer of linear attention, one of full attention
     "idefics3": (2 * 6, 2 * 7),
     "smolvlm": (2 * 6, 2 * 7),
 }
@@ -120,6 +121,31 @@ def test_completions_that_share_a_prompt_have_the_values_and_gradients_of_rows_a
         assert (a is None) == (b is None)  # LLaVA's last vision layer has no gradient
         if a is not None:
             assert_close(a, b, atol=1e-5 * largest, rtol=1e-4)
+
+
+WINDOWS = {
+    "qwen2_5_vl": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},  # says so for each layer
+    "internvl": {"model_type": "mistral", "sliding_window": 4},  # says so for all of them
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_layers_that_see_the_last_tokens_only_see_those_of_their_own_completion(kind, rows, tmp_path):
+    fields = {"model_type": kind, "text_config": TEXT | WINDOWS[kind], "vision_config": VISION[kind]}
+    policy = load_policy(str(random_model(fields, tmp_path)), quantize="none")
+    ids = torch.tensor([policy.tokenizer("<think> red blue none red green yellow none")["input_ids"]] * 3)
+    ids += torch.arange(3)[:, None] % 2
+    prompt, images = torch.tensor([1, 0, 1]), [[row["image"]] for row in rows]
+    with torch.no_grad():
+        scored = policy.score(policy.encode(images, QUESTIONS).take(prompt), ids, torch.ones_like(ids, dtype=torch.bool))
+        for i, p in enumerate(prompt.tolist()):
+            assert_close(scored[i], logits_alone(policy, images[p], QUESTIONS[p], ids[i]), atol=1e-5, rtol=1e-5)
+    greedy = generate_rollouts(policy, rows, group_size=2, max_new_tokens=10, temperature=0, rng=torch.Generator())
+    with torch.no_grad():
+        prompts = greedy.prompts.take(greedy.prompt_of_row)
+        logits = policy.score(prompts, greedy.completion_ids, greedy.completion_mask)
+    logits[..., policy.forbidden_ids] = -torch.inf
+    assert torch.equal(logits.argmax(dim=-1)[greedy.completion_mask], greedy.completion_ids[greedy.completion_mask])
 
 
 def test_sampled_tokens_are_the_scored_ones(policy, rows):

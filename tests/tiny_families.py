@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Idefics3Processor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.tokenization_auto import MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -35,8 +36,12 @@ VISION = {
     "idefics3": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     | {"image_size": 64, "patch_size": 16},
 }
+MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.discard("qwen3_5")  # else it gets a byte-level tokenizer, whatever its folder says
+VISION["qwen3_5"] = {k: v for k, v in VISION["qwen3_vl"].items() if k != "deepstack_visual_indexes"}
+LINEAR = {"layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 16, "linear_value_head_dim": 16}
+LINEAR |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
 VISION["smolvlm"] = VISION["idefics3"]
-TYPES = ["llava", "internvl", "internvl-qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm"]
+TYPES = ["llava", "internvl", "internvl-qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "idefics3", "smolvlm"]
 
 
 def make_family(kind: str, folder: Path) -> Path:
@@ -48,7 +53,7 @@ def make_family(kind: str, folder: Path) -> Path:
         return data_folder() / "tiny-vlm"
     torch.manual_seed(1)
     model_type, _, language = kind.partition("-")
-    text = TEXT | ({"model_type": language} if language else {})
+    text = TEXT | ({"model_type": language} if language else {}) | (LINEAR if model_type == "qwen3_5" else {})
     return random_model({"model_type": model_type, "text_config": text, "vision_config": VISION[model_type]}, folder)
 
 

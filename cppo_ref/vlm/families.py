@@ -37,6 +37,7 @@ class Family:
 
 
 _LLAMA = r"layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+_DELTA_NET = r"layers\.\d+\.linear_attn\.(in_proj_(qkv|z|b|a)|out_proj)"  # the linear-attention layers of Qwen3.5
 _SIGLIP = r".*layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 _SMOL = Family(
     vision="model.vision_model",
@@ -56,7 +57,7 @@ def _qwen(mlp: str) -> Family:
         projector="model.visual.merger",  # the deepstack mergers of Qwen3-VL lie in model.visual too
         language="model.language_model",
         vision_linears=rf"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.{mlp})",
-        language_linears=_LLAMA,
+        language_linears=f"({_LLAMA}|{_DELTA_NET})",
         pixels_per="patch",
         positions_from="grid",
     )
@@ -83,9 +84,17 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": _qwen("fc[12]"),
     "qwen2_5_vl": _qwen("(gate|up|down)_proj"),
     "qwen3_vl": _qwen("linear_fc[12]"),
+    "qwen3_5": _qwen("linear_fc[12]"),
     "idefics3": _SMOL,  # SmolVLM-256M and -500M
     "smolvlm": _SMOL,  # SmolVLM2
 }
+
+
+def shares_prompts(config: Any) -> bool:
+    """Whether completions may share a sequence: not if a layer carries a state along it, or sees the last tokens of it only."""
+    text = config.get_text_config()
+    full = set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
+    return full and not getattr(text, "sliding_window", None)
 
 
 def image_size(config: Any, pixels: int = 0) -> tuple[int, int]:

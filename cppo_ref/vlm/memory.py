@@ -1,7 +1,8 @@
 """Memory: what a run will need, counted from the model's shapes before anything is loaded; and what it did need.
 
 The estimate counts tensors: weights, adapters with their gradients and moments, the cache of a rollout, the activations that
-the backward pass waits for, and the logits of one chunk. A GPU also holds its context (`CONTEXT`).
+the backward pass waits for, and the logits of one chunk. Linear attention counts as full attention, which is too little. A GPU
+also holds its context (`CONTEXT`).
 """
 
 import weakref
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.vlm import chunks
-from cppo_ref.vlm.families import image_size
+from cppo_ref.vlm.families import image_size, shares_prompts
 from cppo_ref.vlm.quantization import Skeleton, skeleton
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, an 8-bit scale per 64 weights, a float32 per 256 scales
@@ -43,6 +44,7 @@ class ModelSize:
     vision_intermediate: int
     patches: int  # per image
     image_tokens: int  # per image
+    shares_prompts: bool = True  # completions of a prompt are in one sequence
 
 
 def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
@@ -69,6 +71,7 @@ def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
         vision_intermediate=getattr(vision, "intermediate_size", None) or width * vision.mlp_ratio,
         patches=patches,
         image_tokens=image_tokens,
+        shares_prompts=shares_prompts(config),
     )
 
 
@@ -85,8 +88,8 @@ def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_token
     block = 4 * min(chunks.BLOCK, micro * run.max_new_tokens * size.vocabulary)
     dequantised = width * size.largest_linear
 
-    # completions of one prompt share it: tokens, images and attention mask of the packs of a micro-batch
-    packs = -(-micro // run.group_size)
+    # completions of one prompt share it, if they may: tokens, images and attention mask of the packs of a micro-batch
+    packs = -(-micro // run.group_size) if size.shares_prompts else micro
     tokens, patches = packs * prompt + micro * run.max_new_tokens, packs * size.patches
     mask = 3 * width * packs * (tokens // packs) ** 2  # itself, and what it is made of
     cache = 2 * width * size.layers * size.cache_width * (prompt + run.max_new_tokens)

@@ -45,6 +45,7 @@ _IMAGES_ONLY: dict[str, tuple[Any, Any]] = {
     "qwen2_vl": (_without_video(Qwen2VLProcessor), Qwen2VLImageProcessorPil),
     "qwen2_5_vl": (_without_video(Qwen2_5_VLProcessor), Qwen2VLImageProcessorPil),
     "qwen3_vl": (_without_video(Qwen3VLProcessor), Qwen2VLImageProcessorPil),
+    "qwen3_5": (_without_video(Qwen3VLProcessor), Qwen2VLImageProcessorPil),
     "idefics3": (Idefics3Processor, Idefics3ImageProcessorPil),
     "smolvlm": (Idefics3Processor, SmolVLMImageProcessorPil),
 }
