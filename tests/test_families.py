@@ -20,6 +20,7 @@ from cppo_ref.runs.checkpoints import save_adapter
 from cppo_ref.step import cppo_step, loss_terms
 from cppo_ref.vlm.adapters import LoraOptions
 from cppo_ref.vlm.export import export_merged
+from cppo_ref.vlm.families import image_size
 from cppo_ref.vlm.policy import load_policy
 from cppo_ref.vlm.processors import load_processor
 from cppo_ref.vlm.quantization import read_config
@@ -182,6 +183,17 @@ def test_several_images_in_a_row(policy):
         assert_close(swapped, together[[1, 0, 0]], atol=1e-4, rtol=1e-4)
         other = policy.score(policy.encode([[images[1], images[0]]], QUESTIONS[:1]), ids[:1], mask[:1])
     assert (other - alone[0]).abs().max() > 1e-6  # the order of images matters
+
+
+def test_the_tokens_of_an_image_are_as_many_as_the_memory_estimate_counts(policy):
+    """A picture twice as wide as high, which InternVL and SmolVLM would cut in tiles if they were let."""
+    config = policy.vlm.config
+    prompts = policy.encode([Image.new("RGB", (448, 224), "red")], QUESTIONS[:1])
+    patches, tokens = image_size(config, 448 * 224)
+    assert (prompts.inputs["input_ids"] == config.image_token_id).sum() == tokens
+    layers = policy.vlm.get_submodule(policy.family.vision).modules()
+    of_a_patch = next(layer for layer in layers if isinstance(layer, torch.nn.Conv2d | torch.nn.Conv3d)).weight[0].numel()
+    assert prompts.inputs["pixel_values"].numel() == patches * of_a_patch
 
 
 def test_a_row_without_an_image_is_refused(policy):
