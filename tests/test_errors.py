@@ -240,6 +240,12 @@ def test_what_is_no_image_is_refused(source):
         open_image(source)
 
 
+@pytest.mark.parametrize("nothing", [None, [], ()])
+def test_a_prompt_without_an_image_is_named(policy, nothing):
+    with pytest.raises(InputError, match=r"^row 1 has no image, expected one or more"):
+        policy.encode([grey("RGB"), nothing], ["?", "?"])
+
+
 def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -10,16 +10,17 @@ import transformers
 from bitsandbytes.nn.modules import Linear4bit
 from PIL import Image
 from policies import nudge
-from tiny_families import TYPES, make_family
+from tiny_families import TEXT, TYPES, VISION, make_family, random_model
 from torch.testing import assert_close
 
-from cppo_ref.config import CPPOConfig
+from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import generate_rollouts
 from cppo_ref.runs.checkpoints import save_adapter
 from cppo_ref.step import cppo_step, loss_terms
 from cppo_ref.vlm.adapters import LoraOptions
 from cppo_ref.vlm.export import export_merged
+from cppo_ref.vlm.families import image_size
 from cppo_ref.vlm.policy import load_policy
 from cppo_ref.vlm.processors import load_processor
 from cppo_ref.vlm.quantization import read_config
@@ -27,8 +28,11 @@ from cppo_ref.vlm.quantization import read_config
 QUESTIONS = ["how many red shapes ?", "how many blue shapes plus red shapes ?"]  # prompts of two lengths
 ADAPTED = {  # (vision, language) layers with adapters, counted in the configs by hand: blocks × linear layers of a block
     "llava": (2 * 6, 3 * 7),
+    "internvl": (2 * 6, 2 * 7),
+    "qwen2_vl": (2 * 4, 2 * 7),
     "qwen2_5_vl": (2 * 5, 2 * 7),
     "qwen3_vl": (2 * 4, 2 * 7),
+    "qwen3_5": (2 * 4, (5 + 3) + 7),  # a layer of linear attention, one of full attention
     "idefics3": (2 * 6, 2 * 7),
     "smolvlm": (2 * 6, 2 * 7),
 }
@@ -120,6 +124,31 @@ def test_completions_that_share_a_prompt_have_the_values_and_gradients_of_rows_a
             assert_close(a, b, atol=1e-5 * largest, rtol=1e-4)
 
 
+WINDOWS = {
+    "qwen2_5_vl": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},  # says so for each layer
+    "internvl": {"model_type": "mistral", "sliding_window": 4},  # says so for all of them
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_layers_that_see_the_last_tokens_only_see_those_of_their_own_completion(kind, rows, tmp_path):
+    fields = {"model_type": kind, "text_config": TEXT | WINDOWS[kind], "vision_config": VISION[kind]}
+    policy = load_policy(str(random_model(fields, tmp_path)), quantize="none")
+    ids = torch.tensor([policy.tokenizer("<think> red blue none red green yellow none")["input_ids"]] * 3)
+    ids += torch.arange(3)[:, None] % 2
+    prompt, images = torch.tensor([1, 0, 1]), [[row["image"]] for row in rows]
+    with torch.no_grad():
+        scored = policy.score(policy.encode(images, QUESTIONS).take(prompt), ids, torch.ones_like(ids, dtype=torch.bool))
+        for i, p in enumerate(prompt.tolist()):
+            assert_close(scored[i], logits_alone(policy, images[p], QUESTIONS[p], ids[i]), atol=1e-5, rtol=1e-5)
+    greedy = generate_rollouts(policy, rows, group_size=2, max_new_tokens=10, temperature=0, rng=torch.Generator())
+    with torch.no_grad():
+        prompts = greedy.prompts.take(greedy.prompt_of_row)
+        logits = policy.score(prompts, greedy.completion_ids, greedy.completion_mask)
+    logits[..., policy.forbidden_ids] = -torch.inf
+    assert torch.equal(logits.argmax(dim=-1)[greedy.completion_mask], greedy.completion_ids[greedy.completion_mask])
+
+
 def test_sampled_tokens_are_the_scored_ones(policy, rows):
     """Greedy tokens from the cache are those of one teacher-forced forward and of transformers' generate; so is the entropy."""
     rollouts = generate_rollouts(
@@ -154,6 +183,23 @@ def test_several_images_in_a_row(policy):
         assert_close(swapped, together[[1, 0, 0]], atol=1e-4, rtol=1e-4)
         other = policy.score(policy.encode([[images[1], images[0]]], QUESTIONS[:1]), ids[:1], mask[:1])
     assert (other - alone[0]).abs().max() > 1e-6  # the order of images matters
+
+
+def test_the_tokens_of_an_image_are_as_many_as_the_memory_estimate_counts(policy):
+    """A picture twice as wide as high, which InternVL and SmolVLM would cut in tiles if they were let."""
+    config = policy.vlm.config
+    prompts = policy.encode([Image.new("RGB", (448, 224), "red")], QUESTIONS[:1])
+    patches, tokens = image_size(config, 448 * 224)
+    assert (prompts.inputs["input_ids"] == config.image_token_id).sum() == tokens
+    layers = policy.vlm.get_submodule(policy.family.vision).modules()
+    of_a_patch = next(layer for layer in layers if isinstance(layer, torch.nn.Conv2d | torch.nn.Conv3d)).weight[0].numel()
+    assert prompts.inputs["pixel_values"].numel() == patches * of_a_patch
+
+
+def test_a_row_without_an_image_is_refused(policy):
+    image = Image.new("RGB", (48, 48), "red")
+    with pytest.raises(InputError, match=r"^row 1 has no image, expected one or more: give it one"):
+        policy.encode([image, [], [image]], ["?"] * 3)
 
 
 def test_a_step_trains_vision_and_language(folder, rows):

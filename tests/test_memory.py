@@ -23,6 +23,7 @@ from cppo_ref.vlm.quantization import model_config, skeleton
 
 # published sizes in millions: all weights, language linears, embeddings
 PUBLISHED = {
+    "InternVL3-1B": (938, 357, 135),
     "Qwen2.5-VL-3B": (3755, 2774, 311),
     "Qwen3-VL-2B": (2128, 1409, 311),
     "Qwen3-VL-4B": (4438, 3633, 388),
@@ -49,6 +50,8 @@ def test_adapters_and_images_counted_by_hand():
     assert size.adapter_weights == 16 * (30 * language + 12 * vision)
     assert (size.patches, size.image_tokens) == (1024, 64)
     assert (size.cache_width, size.query_width) == (3 * 64, 9 * 64)
+    intern = measure(skeleton(model_config("OpenGVLab/InternVL3-1B-hf"), CPPOConfig()))
+    assert (intern.patches, intern.image_tokens) == (32 * 32, 16 * 16)
     qwen = measure(skeleton(model_config("Qwen2.5-VL-3B"), CPPOConfig()), 448 * 448)
     assert (qwen.patches, qwen.image_tokens) == (1024, 256)
 
@@ -59,7 +62,10 @@ def wide(monkeypatch):
     larger = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8, "head_dim": 32}
     monkeypatch.setattr(tiny_families, "TEXT", tiny_families.TEXT | larger)
     vision = {"depth": 4, "hidden_size": 128, "intermediate_size": 384, "out_hidden_size": 256}
-    table = {kind: tiny_families.VISION[kind] | vision for kind in ("qwen2_5_vl", "qwen3_vl")}
+    table = {kind: tiny_families.VISION[kind] | vision for kind in ("qwen2_5_vl", "qwen3_vl", "qwen3_5")}
+    table["qwen2_vl"] = tiny_families.VISION["qwen2_vl"] | {"depth": 4, "embed_dim": 128, "mlp_ratio": 3, "hidden_size": 256}
+    types = ["linear_attention", "linear_attention", "full_attention"] * 2
+    monkeypatch.setattr(tiny_families, "LINEAR", tiny_families.LINEAR | {"layer_types": types})
     monkeypatch.setattr(tiny_families, "VISION", tiny_families.VISION | table)
 
 
@@ -67,6 +73,10 @@ def wide(monkeypatch):
     ("kind", "dtype", "checkpointing", "micro"),
     [
         ("qwen3_vl", "bfloat16", True, 1),
+        ("qwen2_vl", "bfloat16", True, 1),
+        ("internvl", "bfloat16", True, 1),
+        ("internvl", "float32", False, 2),
+        ("qwen3_5", "float32", False, 2),  # in bfloat16 the update needs 25.3% more: linear attention counts as full
         ("qwen2_5_vl", "float32", False, 2),  # the update is one micro-batch: I⁻ is computed with its graph, once
     ],
 )

@@ -314,6 +314,20 @@ def test_sampling_leaves_no_token_out(tmp_path, rows):
     assert sampled == set(range(400)) - set(policy.forbidden_ids)
 
 
+@pytest.mark.parametrize("name", ["final_logit_softcapping", "logits_scaling", "logit_scale"])
+def test_a_model_that_caps_or_scales_its_logits_is_refused(tmp_path, name):
+    copy = shutil.copytree(data_folder() / "tiny-vlm", tmp_path / "model")
+    fields = json.loads((copy / "config.json").read_text())
+    for part, value in ((fields, 30.0), (fields["text_config"], 0.5)):
+        (copy / "config.json").write_text(json.dumps(fields))
+        load_policy(str(copy), lora=None)
+        part[name] = value
+        (copy / "config.json").write_text(json.dumps(fields))
+        with pytest.raises(InputError, match=rf"^{name} of '.*' is {value}, expected none"):
+            load_policy(str(copy), lora=None)
+        part[name] = 1
+
+
 def spoiled(what):
     """A merge that went wrong: the adapter forgotten, or a weight that is no number."""
 

@@ -28,7 +28,7 @@ class Decoder:
         self.language = language
         self.cache = DynamicCache(config=vlm.config.get_text_config())
         output = vlm.model(**inputs, position_ids=positions, past_key_values=self.cache, use_cache=True)
-        self.cache.batch_select_indices(prompt)
+        self.cache.reorder_cache(prompt)  # pyright: ignore[reportArgumentType]
         self.hidden = output.last_hidden_state[prompt, -1]
         self.mask = inputs["attention_mask"][prompt]
         self.position = positions[..., prompt, -1:]

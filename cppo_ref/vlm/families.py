@@ -1,6 +1,7 @@
 """The model families that can be trained: one row of facts each. A new family is a new row and a tiny model in the tests."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ class Family:
 
 
 _LLAMA = r"layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+_DELTA_NET = r"layers\.\d+\.linear_attn\.(in_proj_(qkv|z|b|a)|out_proj)"  # the linear-attention layers of Qwen3.5
 _SIGLIP = r".*layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 _SMOL = Family(
     vision="model.vision_model",
@@ -47,6 +49,20 @@ _SMOL = Family(
     processor_options={"do_image_splitting": False},  # 64 image tokens in place of 1088
 )
 
+
+def _qwen(mlp: str) -> Family:
+    """Qwen-VL, whose generations name the linear layers of the vision blocks' MLP differently."""
+    return Family(
+        vision="model.visual",
+        projector="model.visual.merger",  # the deepstack mergers of Qwen3-VL lie in model.visual too
+        language="model.language_model",
+        vision_linears=rf"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.{mlp})",
+        language_linears=f"({_LLAMA}|{_DELTA_NET})",
+        pixels_per="patch",
+        positions_from="grid",
+    )
+
+
 FAMILIES: dict[str, Family] = {
     "llava": Family(
         vision="model.vision_tower",
@@ -56,24 +72,41 @@ FAMILIES: dict[str, Family] = {
         language_linears=_LLAMA,
         pixels_per="image",
     ),
-    "qwen2_5_vl": Family(
-        vision="model.visual",
-        projector="model.visual.merger",
+    "internvl": Family(  # InternVL3 and 3.5 in transformers' own format
+        vision="model.vision_tower",
+        projector="model.multi_modal_projector",
         language="model.language_model",
-        vision_linears=r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)",
+        vision_linears=r"encoder\.layer\.\d+\.(attention\.([qkv]_proj|projection_layer)|mlp\.fc[12])",
         language_linears=_LLAMA,
-        pixels_per="patch",
-        positions_from="grid",
+        pixels_per="image",
+        processor_options={"crop_to_patches": False},  # one tile an image, else as many as its shape asks for
     ),
-    "qwen3_vl": Family(
-        vision="model.visual",
-        projector="model.visual.merger",  # its deepstack mergers lie in model.visual too
-        language="model.language_model",
-        vision_linears=r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])",
-        language_linears=_LLAMA,
-        pixels_per="patch",
-        positions_from="grid",
-    ),
+    "qwen2_vl": _qwen("fc[12]"),
+    "qwen2_5_vl": _qwen("(gate|up|down)_proj"),
+    "qwen3_vl": _qwen("linear_fc[12]"),
+    "qwen3_5": _qwen("linear_fc[12]"),
     "idefics3": _SMOL,  # SmolVLM-256M and -500M
     "smolvlm": _SMOL,  # SmolVLM2
 }
+
+
+def shares_prompts(config: Any) -> bool:
+    """Whether completions may share a sequence: not if a layer carries a state along it, or sees the last tokens of it only."""
+    text = config.get_text_config()
+    full = set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
+    return full and not getattr(text, "sliding_window", None)
+
+
+def image_size(config: Any, pixels: int = 0) -> tuple[int, int]:
+    """Patches and tokens of one image, which has `pixels` where the family lets that vary."""
+    vision = config.vision_config
+    if hasattr(vision, "spatial_merge_size"):  # Qwen: as many patches as the image has
+        patches = pixels // vision.patch_size**2
+        return patches, patches // vision.spatial_merge_size**2
+    side = _first(vision.image_size) // _first(vision.patch_size)
+    shrink = getattr(config, "scale_factor", 1) / getattr(config, "downsample_ratio", 1)
+    return side**2, int(side / shrink) ** 2
+
+
+def _first(size: int | Sequence[int]) -> int:
+    return size if isinstance(size, int) else size[0]  # InternVL has height and width

@@ -1,7 +1,8 @@
 """Memory: what a run will need, counted from the model's shapes before anything is loaded; and what it did need.
 
 The estimate counts tensors: weights, adapters with their gradients and moments, the cache of a rollout, the activations that
-the backward pass waits for, and the logits of one chunk. A GPU also holds its context (`CONTEXT`).
+the backward pass waits for, and the logits of one chunk. Linear attention counts as full attention, which is too little. A GPU
+also holds its context (`CONTEXT`).
 """
 
 import weakref
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.vlm import chunks
+from cppo_ref.vlm.families import image_size, shares_prompts
 from cppo_ref.vlm.quantization import Skeleton, skeleton
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, an 8-bit scale per 64 weights, a float32 per 256 scales
@@ -42,6 +44,7 @@ class ModelSize:
     vision_intermediate: int
     patches: int  # per image
     image_tokens: int  # per image
+    shares_prompts: bool = True  # completions of a prompt are in one sequence
 
 
 def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
@@ -49,7 +52,8 @@ def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
     config = model.config
     text, vision = config.get_text_config(), config.vision_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    patches, image_tokens = _image_size(config, max_pixels or MAX_PIXELS)
+    width = getattr(vision, "embed_dim", vision.hidden_size)  # Qwen2-VL's hidden_size is that of the projector's output
+    patches, image_tokens = image_size(config, max_pixels or MAX_PIXELS)
     quantised = [layer.in_features * layer.out_features for layer in model.in_4bit.values()]
     return ModelSize(
         nf4_weights=sum(quantised),
@@ -63,21 +67,12 @@ def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
         cache_width=text.num_key_value_heads * head,
         vocabulary=text.vocab_size,
         vision_layers=getattr(vision, "depth", None) or vision.num_hidden_layers,
-        vision_hidden=vision.hidden_size,
-        vision_intermediate=vision.intermediate_size,
+        vision_hidden=width,
+        vision_intermediate=getattr(vision, "intermediate_size", None) or width * vision.mlp_ratio,
         patches=patches,
         image_tokens=image_tokens,
+        shares_prompts=shares_prompts(config),
     )
-
-
-def _image_size(config: Any, pixels: int) -> tuple[int, int]:
-    """Patches and tokens of one image."""
-    vision = config.vision_config
-    if hasattr(vision, "spatial_merge_size"):  # Qwen: as many patches as the image has
-        patches = pixels // vision.patch_size**2
-        return patches, patches // vision.spatial_merge_size**2
-    patches = (vision.image_size // vision.patch_size) ** 2
-    return patches, patches // getattr(config, "scale_factor", 1) ** 2
 
 
 def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_tokens: int = QUESTION_TOKENS) -> dict[str, float]:
@@ -93,8 +88,8 @@ def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_token
     block = 4 * min(chunks.BLOCK, micro * run.max_new_tokens * size.vocabulary)
     dequantised = width * size.largest_linear
 
-    # completions of one prompt share it: tokens, images and attention mask of the packs of a micro-batch
-    packs = -(-micro // run.group_size)
+    # completions of one prompt share it, if they may: tokens, images and attention mask of the packs of a micro-batch
+    packs = -(-micro // run.group_size) if size.shares_prompts else micro
     tokens, patches = packs * prompt + micro * run.max_new_tokens, packs * size.patches
     mask = 3 * width * packs * (tokens // packs) ** 2  # itself, and what it is made of
     cache = 2 * width * size.layers * size.cache_width * (prompt + run.max_new_tokens)

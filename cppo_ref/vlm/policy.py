@@ -20,7 +20,7 @@ from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.vlm.adapters import DEFAULT_LORA, LoraOptions, merged_adapters, quicken_adapters, unpack_4bit, with_adapters
 from cppo_ref.vlm.decoding import Decoder
 from cppo_ref.vlm.devices import choose_device, choose_dtype
-from cppo_ref.vlm.families import FAMILIES, Family
+from cppo_ref.vlm.families import FAMILIES, Family, shares_prompts
 from cppo_ref.vlm.packing import pack
 from cppo_ref.vlm.processors import load_processor
 from cppo_ref.vlm.prompts import Prompts, encode_prompts
@@ -109,14 +109,15 @@ class Policy:
     ) -> Float[Tensor, "B T H"]:
         """The last hidden states that predict the completion tokens, before the head; only these need [T, V] logits.
 
-        Completions of the same prompt share its computation, image included (`packing`).
+        Completions of the same prompt share its computation, image included (`packing`), unless the model's layers forbid it.
         """
-        inputs, prompt = prompts.distinct()
+        shared = shares_prompts(self.vlm.config)
+        inputs, prompt = prompts.distinct() if shared else (prompts.inputs, torch.arange(len(prompts), device=self.device))
         packs = pack(inputs["input_ids"], inputs["attention_mask"].bool(), prompt, completion_ids, completion_mask)
         pixels = {name: tensor for name, tensor in inputs.items() if name not in _OF_TOKENS}
         output = self.vlm.model(
             input_ids=packs.ids,
-            attention_mask=packs.attention_mask(self.dtype),
+            attention_mask=packs.attention_mask(self.dtype) if shared else (packs.owner >= 0).long(),
             position_ids=packs.positions(self.positions(inputs)),
             use_cache=False,
             **pixels,

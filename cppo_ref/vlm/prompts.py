@@ -80,11 +80,16 @@ def encode_prompts(
     Args:
         processor: the model's processor.
         family: how its pixels are laid out.
-        images: one PIL image of any mode, or a list of them, per prompt.
+        images: one PIL image of any mode, or a list of one or more, per prompt.
         questions: one per prompt.
         max_pixels: larger images are scaled down to this many pixels; None leaves them as they are.
+
+    Raises:
+        InputError: a prompt without an image.
     """
-    groups = [[group] if isinstance(group, Image.Image) else list(group) for group in images]
+    groups = [[group] if isinstance(group, Image.Image) else list(group or []) for group in images]
+    if not all(groups):
+        raise InputError(f"row {groups.index([])} has no image, expected one or more: give it one, or leave the row out")
     pixels: list[Any] = [[fit_pixels(to_rgb(image), max_pixels) for image in group] for group in groups]
     if family.pixels_per != "prompt":
         pixels = [image for group in pixels for image in group]

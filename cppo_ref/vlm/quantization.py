@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def model_config(name_or_path: str) -> Any:
     Raises:
         InputError: no such model, or its family is not in the table.
     """
-    known = ARCHITECTURES / f"{name_or_path.split('/')[-1].removesuffix('-Instruct')}.json"
+    known = ARCHITECTURES / f"{name_or_path.split('/')[-1].removesuffix('-Instruct').removesuffix('-hf')}.json"
     if not known.is_file() or Path(name_or_path).is_dir():
         return read_config(name_or_path)
     fields = json.loads(known.read_text())
@@ -56,7 +57,7 @@ def read_config(name_or_path: str) -> Any:
     """The transformers config of a model whose weights can be loaded: "tiny", a folder or a Hub name.
 
     Raises:
-        InputError: no such model, or its family is not in the table.
+        InputError: no such model, its family is not in the table, or its logits are not those of the head.
     """
     try:
         config = AutoConfig.from_pretrained(model_path(name_or_path))
@@ -64,6 +65,9 @@ def read_config(name_or_path: str) -> Any:
         raise InputError(f'model {name_or_path!r} not found: give "tiny", a model folder or a Hub name') from error
     if config.model_type not in FAMILIES:
         raise InputError(f"model type {config.model_type!r} is not supported, expected one of {', '.join(FAMILIES)}")
+    for part, name in product((config, config.get_text_config()), ("final_logit_softcapping", "logits_scaling", "logit_scale")):
+        if (value := getattr(part, name, None)) not in (None, 1):
+            raise InputError(f"{name} of {name_or_path!r} is {value}, expected none: logits are the head's, take another model")
     return config
 
 
