@@ -34,7 +34,8 @@ from cppo_ref.config import CPPOConfig  # noqa: E402
 from cppo_ref.examples.loading import split_rows  # noqa: E402
 from cppo_ref.vlm import chunks  # noqa: E402
 from cppo_ref.vlm.devices import accelerator_for  # noqa: E402
-from cppo_ref.vlm.memory import CONTEXT, estimate, measure, read_peak, reset_peak  # noqa: E402
+from cppo_ref.vlm.memory import CONTEXT, estimate, measure  # noqa: E402
+from cppo_ref.vlm.peaks import read_peak, reset_peak  # noqa: E402
 from cppo_ref.vlm.policy import policy_for  # noqa: E402
 from cppo_ref.vlm.profiles import CAPACITY, PROFILES  # noqa: E402
 from cppo_ref.vlm.quantization import ARCHITECTURES, model_config, skeleton  # noqa: E402

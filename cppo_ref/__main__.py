@@ -10,14 +10,17 @@ from pathlib import Path
 import torch
 
 from cppo_ref.config import InputError
-from cppo_ref.runs.options import EvaluateOptions, ExportOptions, check_free, check_least, parse, settings
+from cppo_ref.runs.options import EvaluateFlags, ExportOptions, check_free, check_least, parse, settings
 
 
 def train_command(arguments: Sequence[str]) -> None:
     """Train a policy; writes a run folder."""
     from cppo_ref.training import train
+    from cppo_ref.vlm.audit import audit
 
     config, flags = settings("train", arguments)
+    if flags.profile:
+        print(audit(config, flags.profile), flush=True)
     result = train(config, resume=flags.resume)
     print(f"{len(result.history)} steps in {result.output}; adapter in {result.adapter}")
 
@@ -30,32 +33,41 @@ def audit_command(arguments: Sequence[str]) -> None:
     print(audit(config, flags.profile))
 
 
-def evaluate_command(arguments: Sequence[str]) -> None:
-    """Evaluate a policy on the plain, shifted and blank test images, and its entropy shift as a detector."""
-    from cppo_ref.runs.report import evaluation_report, report_text
-    from cppo_ref.vlm.policy import load_policy
+def probe_command(arguments: Sequence[str]) -> None:
+    """Try a model on rows before training: does it look, can it learn, what to change; takes the options of train."""
+    from cppo_ref.examples.loading import rows_for
+    from cppo_ref.runs.probe import probe_text, run_probe
+    from cppo_ref.vlm.policy import policy_for
 
-    (options,) = parse((EvaluateOptions,), "evaluate", arguments)
-    check_free(options.output)
-    quantize = options.quantize if options.quantize in ("nf4", "none") else None
-    if quantize is None:
-        raise InputError(f"quantize is {options.quantize!r}, expected nf4 or none")
-    check_least(options, images=1, seed=0)
-    policy = load_policy(options.model, quantize=quantize, lora=None, adapter=options.adapter or None)
-    report = evaluation_report(policy, options.level, options.images, options.seed)
+    config, _ = settings("probe", arguments)
+    print(probe_text(run_probe(policy_for(config), rows_for(config), config, config.probe_rows or 8), config))
+
+
+def evaluate_command(arguments: Sequence[str]) -> None:
+    """Evaluate a policy on plain, blank and (shape world) shifted images; takes the options of train, by default its run's."""
+    from cppo_ref.runs.report import evaluate_run, report_text
+    from cppo_ref.vlm.memory import GIGABYTE, evaluation_peak
+
+    config, _, options = settings("evaluate", arguments, EvaluateFlags)
+    check_free(options.report)
+    check_least(options, images=1)
+    print(f"estimated memory at the peak: {evaluation_peak(config) / GIGABYTE:.1f} GB")
+    report = evaluate_run(config, options.adapter, options.split, options.images)
     print(report_text(report))
-    if options.output:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
+    if options.report:
+        Path(options.report).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.report).write_text(json.dumps(report, indent=2) + "\n")
 
 
 def export_command(arguments: Sequence[str]) -> None:
     """Merge an adapter into a stand-alone 16-bit model."""
-    from cppo_ref.vlm.export import export_merged
+    from cppo_ref.vlm.export import export_merged, export_peak
+    from cppo_ref.vlm.memory import GIGABYTE
 
     (options,) = parse((ExportOptions,), "export", arguments)
     check_free(options.output)
-    print(export_merged(options.model, options.adapter, Path(options.output), options.dtype))
+    print(f"estimated memory at the peak: {export_peak(options.model) / GIGABYTE:.1f} GB")
+    print(export_merged(options.model, options.adapter, Path(options.output), options.dtype, options.device))
 
 
 def demo_command(arguments: Sequence[str]) -> None:
@@ -79,6 +91,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo_command,
     "train": train_command,
     "audit": audit_command,
+    "probe": probe_command,
     "evaluate": evaluate_command,
     "export": export_command,
     "pretrain": pretrain_command,

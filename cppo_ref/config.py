@@ -86,7 +86,9 @@ class CPPOConfig:
 
     # the run folder
     output: str = setting("runs/cppo", "run folder")
+    probe_rows: int = setting(0, "rows that the model is tried on before step 0; 0: none (see `python -m cppo_ref probe`)")
     save_every: int = setting(20, "steps between checkpoints, each with a validation of eval_rows")
+    save_minutes: int = setting(20, "minutes after which a checkpoint is due in any case, without a validation")
     keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best on validation")
     eval_rows: int = setting(32, "validation images per checkpoint, 4 completions each; 0: no validation, no best")
     trackers: list[str] = setting([], "any of tensorboard, trackio, wandb")
@@ -104,10 +106,10 @@ class CPPOConfig:
 
     def _checks(self) -> list[tuple[str, bool, str]]:
         positive = ["steps", "prompts_per_step", "max_new_tokens", "temperature", "tau", "learning_rate", "max_grad_norm"]
-        positive += ["num_minibatches", "num_epochs", "micro_batch_size", "rollout_batch_size", "save_every"]
+        positive += ["num_minibatches", "num_epochs", "micro_batch_size", "rollout_batch_size", "save_every", "save_minutes"]
         positive += ["keep_checkpoints", "lora_rank", "lora_alpha", "preserving_strength", "removing_strength"]
         natural = ["kl_weight", "cpl_weight", "warmup_steps", "weight_decay", "eval_rows", "seed"]
-        natural += ["max_pixels", "max_prompt_tokens"]
+        natural += ["max_pixels", "max_prompt_tokens", "probe_rows"]
         rows = self.prompts_per_step * self.group_size
         checks = [(name, getattr(self, name) > 0, "a number above 0") for name in positive]
         checks += [(name, getattr(self, name) >= 0, "0 or more") for name in natural]

@@ -21,6 +21,10 @@ from cppo_ref.vlm.policy import Policy
 from cppo_ref.vlm.prompts import Prompts
 
 
+class NonFiniteError(ArithmeticError):
+    """A logit, loss or gradient was NaN or infinite; the parameters are still those of the last good update."""
+
+
 @dataclass(frozen=True)
 class Rollouts:
     """P prompts with G completions each; the B = P·G completions of one prompt are adjacent rows."""
@@ -30,7 +34,7 @@ class Rollouts:
     group_size: int
     completion_ids: Int[Tensor, "B T"]
     completion_mask: Bool[Tensor, "B T"]  # True up to and including the end-of-sequence token
-    entropy: Float[Tensor, "B T"]  # of the distribution that each token was drawn from, nats
+    entropy: Float[Tensor, "B T"]  # of the policy before each token, placeholders not ruled out yet, nats
     finished: Bool[Tensor, " B"]  # False where max_new_tokens cut the completion
     texts: list[str]  # B
 
@@ -121,6 +125,8 @@ def sample(
             decoder.append(columns[-1])
         logits = policy.logits(decoder.hidden, temperature=temperature or 1.0)
         entropies.append(token_entropy(logits))
+        if not entropies[-1].isfinite().all():
+            raise NonFiniteError("the logits of a sampled token are not finite")
         logits[:, policy.forbidden_ids] = -torch.inf
         if temperature > 0:
             drawn = torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=draws).squeeze(1)

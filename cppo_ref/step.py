@@ -23,17 +23,13 @@ from cppo_ref.examples.views import encode_views
 from cppo_ref.grpo import clipped_surrogate, group_advantages, kl_to_reference, token_logprobs, token_weights, weighted_sum
 from cppo_ref.perception import entropy_shift, select_perception_tokens
 from cppo_ref.rewards import reward
-from cppo_ref.rollouts import Batch, generate_rollouts
+from cppo_ref.rollouts import Batch, NonFiniteError, generate_rollouts
 from cppo_ref.runs.metrics import PhaseClock, StepMetrics, step_metrics
 from cppo_ref.runs.seeds import minibatches, stream_seed
 from cppo_ref.vlm.chunks import over_tokens
 from cppo_ref.vlm.devices import accelerator_for
 from cppo_ref.vlm.policy import Policy
-from cppo_ref.vlm.scoring import completion_entropy, completion_logprobs, hidden_entropy
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient was NaN or infinite; the parameters are still those of the last good update."""
+from cppo_ref.vlm.scoring import beyond_rounding, completion_entropy, completion_logprobs, hidden_entropy
 
 
 def perception_tokens(
@@ -85,10 +81,12 @@ def cppo_step(
 ) -> tuple[StepMetrics, Batch]:
     """One step of CPPO on `rows`; returns its metrics and the batch it learned from.
 
+    In float16 pass an `accelerator` that has prepared the optimizer: without one, nothing scales the loss.
+
     Raises:
         NonFiniteError: a loss or gradient is not finite; the optimizer was not stepped on it.
     """
-    accelerator, clock = accelerator or accelerator_for(policy), PhaseClock(policy.device)
+    accelerator, clock = accelerator or accelerator_for(policy, scale=False), PhaseClock(policy.device)
     with clock("rollouts"):
         rollouts = generate_rollouts(
             policy,
@@ -135,10 +133,9 @@ def find_perception_tokens(policy: Policy, batch: Batch, config: CPPOConfig, ste
     batch.views = encode_views(policy, batch.rollouts, batch.gate, config, step)
     removed_entropy = score_removed(policy, batch, config)
     entropy, gated = batch.rollouts.entropy, batch.rollouts.completion_mask & batch.gate[:, None]
-    # H is noted while sampling, H⁻ comes from a forward pass: entropies as close as these differ by rounding alone
-    moved = gated & ~torch.isclose(removed_entropy, entropy, rtol=3e-5, atol=1e-7)
+    moved = gated & beyond_rounding(entropy, removed_entropy, policy.dtype)
     batch.shift = entropy_shift(entropy, removed_entropy, moved)
-    batch.selected = parts.choose(policy, batch, removed_entropy, config, step)
+    batch.selected = parts.choose(policy, batch, removed_entropy, config, step) & gated
 
 
 def score_removed(policy: Policy, batch: Batch, config: CPPOConfig) -> Float[Tensor, "B T"]:
@@ -190,14 +187,16 @@ def update(
     for rows in in_order.split(config.micro_batch_size):
         with policy.learning():
             terms = loss_terms(policy, batch, rows, weights[rows], cpl_weights[rows], config, parts)
-        loss = parts.policy_weight * terms["policy_loss"] + config.kl_weight * terms["kl"] + config.cpl_weight * terms["cpl"]
-        if not torch.isfinite(loss):
-            raise NonFiniteError(f"loss is {loss.item()}: " + ", ".join(f"{k} {v.item():.3g}" for k, v in terms.items()))
-        accelerator.backward(loss)
+            loss = parts.policy_weight * terms["policy_loss"]
+            loss = loss + config.kl_weight * terms["kl"] + config.cpl_weight * terms["cpl"]
+            if not torch.isfinite(loss):
+                raise NonFiniteError(f"loss is {loss.item()}: " + ", ".join(f"{k} {v.item():.3g}" for k, v in terms.items()))
+            accelerator.backward(loss)
         totals = {name: total + terms[name].item() for name, total in totals.items()}
     grad_norm = accelerator.clip_grad_norm_(policy.trainable, config.max_grad_norm)
     assert grad_norm is not None  # None is DeepSpeed's
-    if not torch.isfinite(grad_norm) and accelerator.scaler is None:  # a loss scaler skips such steps by itself
+    scaler = accelerator.scaler  # it skips such a step and halves its scale; below 1 nothing is left to halve
+    if not torch.isfinite(grad_norm) and (scaler is None or scaler.get_scale() < 1):
         raise NonFiniteError(f"gradient norm is {grad_norm.item()}")
     optimizer.step()
     return totals | {"grad_norm": grad_norm.item()}

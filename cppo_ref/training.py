@@ -1,5 +1,6 @@
 """Training: the loop around `step.cppo_step`, and the run folder that it leaves."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from cppo_ref.examples.overlong import check_answers_fit, drop_overlong
 from cppo_ref.examples.rows import Rows, images_of, row_at
 from cppo_ref.runs.checkpoints import latest_checkpoint, restore_checkpoint, save_adapter, save_checkpoint
 from cppo_ref.runs.folder import RunFolder
+from cppo_ref.runs.probe import probe_text, run_probe
 from cppo_ref.step import NonFiniteError, cppo_step
 from cppo_ref.vlm.devices import accelerator_for
 from cppo_ref.vlm.memory import advice
@@ -44,12 +46,15 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
     accelerator = accelerator_for(policy, log_with=list(config.trackers) or None, project_dir=config.output)
     optimizer = torch.optim.AdamW(policy.trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
     policy.model, optimizer = accelerator.prepare(policy.model, optimizer)
-    checkpoint = latest_checkpoint(run.path)
+    checkpoint = latest_checkpoint(run.path) if resume else None
     start = restore_checkpoint(checkpoint, policy, optimizer) if checkpoint else 0
     check_first_step(policy, rows, config, start)
     run.begin(start)
+    if config.probe_rows > 0 and start == 0:
+        print(probe_text(run_probe(policy, rows, config, config.probe_rows), config))
     if config.trackers:
         accelerator.init_trackers("cppo_ref", {k: str(v) for k, v in config.to_dict().items()})
+    saved = time.monotonic()
     with tqdm(range(start, config.steps), initial=start, total=config.steps, desc="train", disable=not progress) as bar:
         for step in bar:
             optimizer.param_groups[0]["lr"] = config.learning_rate_at(step)
@@ -59,9 +64,11 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
             run.log(metrics, batch)
             accelerator.log(metrics.scalars(), step=step)
             bar.set_postfix(metrics.summary())
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                score = validate(policy, config)
+            due = (step + 1) % config.save_every == 0 or step + 1 == config.steps
+            if due or time.monotonic() - saved > 60 * config.save_minutes:
+                score = validate(policy, config) if due else None
                 save_checkpoint(run.path, step + 1, policy, optimizer, score, config.keep_checkpoints)
+                saved = time.monotonic()
     accelerator.end_training()
     return TrainResult(run.history, run.path, save_adapter(run.path / "adapter", policy))
 
@@ -81,7 +88,7 @@ def good_state_saved(run: RunFolder, step: int, policy: Policy, optimizer: torch
                 f"step {step}: {error}; the last good state is in {saved}: start again with a lower learning rate"
             ) from error
         raise InputError(
-            f"the GPU's memory ran out in step {step}: {advice(policy.vlm.config, run.config)}; "
+            f"the GPU's memory ran out in step {step}: {advice(policy.vlm.config, run.config, width=policy.dtype.itemsize)}; "
             f"--resume goes on from {saved} if only --micro_batch_size or --activation_checkpointing changes"
         ) from error
 
@@ -100,6 +107,6 @@ def validate(policy: Policy, config: CPPOConfig) -> float | None:
         return None
     rows = load_rows("shapes", "validation", config.level, instruction=config.instruction)
     first = [row_at(rows, i) for i in range(min(config.eval_rows, len(rows)))]
-    sampling = {"batch_size": config.rollout_batch_size, "seed": config.seed}
+    sampling = {"batch_size": config.rollout_batch_size, "temperature": config.temperature, "seed": config.seed}
     answers = sample_answers(policy, first, samples=4, max_new_tokens=config.max_new_tokens, **sampling)
     return avg_at_k(answers).value

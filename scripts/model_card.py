@@ -1,6 +1,6 @@
 """Write the tiny VLM's card from its committed record and evaluation; with --check, exit with status 1 if it is not up to date.
 
-The evaluation is made by: python -m cppo_ref evaluate --model data/tiny-vlm --output data/tiny-vlm/evaluation.json
+The evaluation is made by: python -m cppo_ref evaluate --model data/tiny-vlm --report data/tiny-vlm/evaluation.json
 """
 
 import json

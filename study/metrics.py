@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from cppo_ref.config import CPPOConfig
-from cppo_ref.evaluation import avg_at_k, completion_labels, completion_shift, evaluate_detector, evaluate_split, sample_answers
+from cppo_ref.evaluation import avg_at_k, completion_labels, evaluate_split, sample_answers
 from cppo_ref.examples.loading import load_rows, split_rows
 from cppo_ref.examples.rows import row_at
 from cppo_ref.perturbations import preserve, view_rng
 from cppo_ref.rewards import extract_boxed
 from cppo_ref.rollouts import Rollouts
+from cppo_ref.runs.detector import completion_shift, evaluate_detector
 from cppo_ref.vlm.policy import Policy
 from cppo_ref.worlds.splits import WORLD_SEED, shifted
 from study.hints import LEVEL, hinted_rows, with_hints

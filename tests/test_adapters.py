@@ -97,6 +97,19 @@ def test_merged_weights_follow_the_optimizer_and_leave_no_trace(pair):
         parameter.grad = None
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_unpacked_weights_in_16_bits_take_a_step_and_are_not_merged(dtype):
+    """On a GPU 16 bits are the default; a merged sum would round what the adapter learned away."""
+    packed, unpacked = (nudge(load_policy("tiny", dtype=dtype, unpack=unpack)) for unpack in (False, True))
+    rows = step_rows(load_rows("shapes", "train"), 2, 0, 0)
+    cppo_step(unpacked, torch.optim.SGD(unpacked.trainable, lr=0.0), rows, CPPOConfig(prompts_per_step=2, group_size=2), 0)
+    args = completions(packed)
+    with packed.scoring():
+        want = packed.score(*args)
+    with unpacked.scoring():
+        assert_close(unpacked.score(*args), want, atol=0.15, rtol=0.02)
+
+
 def test_prompts_are_the_same_only_if_they_are_taken_from_the_same(pair):
     image, other = (row["image"] for row in split_rows("test", count=2))
     prompts = pair[0].encode([image, other], ["How many red shapes?", "How many blue plus red shapes?"])

@@ -10,7 +10,7 @@ from tiny_families import make_family
 from cppo_ref import step
 from cppo_ref.config import CPPOConfig
 from cppo_ref.vlm import chunks
-from cppo_ref.vlm.memory import LiveTensors
+from cppo_ref.vlm.peaks import LiveTensors
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_memory.py"
 

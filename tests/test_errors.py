@@ -108,7 +108,7 @@ def place(tmp_path_factory):
 
 # id: (command line, what the message must name)
 ERRORS = {
-    "unknown command": ("trian", ["'trian'", "expected one of demo, train, audit, evaluate"]),
+    "unknown command": ("trian", ["'trian'", "expected one of demo, train, audit, probe, evaluate"]),
     "unknown option": ("train --group_sise 4", ["'--group_sise'", "did you mean --group_size?"]),
     "unknown option with a value": ("train --taus=4", ["'--taus=4'", "did you mean --tau?"]),
     "option like no other": ("evaluate --zzz", ["'--zzz'", "evaluate --help"]),
@@ -162,10 +162,10 @@ ERRORS = {
     "no such device": (f"{TRAIN} --device tpu", ["--device", "'tpu'", "'cuda'"]),
     "adapter that is absent": ("evaluate --model model --adapter absent", ["adapter 'absent'"]),
     "adapter that is a model": ("evaluate --model model --adapter model", ["adapter 'model'"]),
-    "evaluate: unknown level": ("evaluate --model model --level medium", ["medium", "easy or hard"]),
+    "evaluate: unknown level": ("evaluate --model model --level medium", ["'medium'", "'easy', 'hard'"]),
     "evaluate: no images": ("evaluate --model model --images 0", ["images is 0", "1 or more"]),
-    "evaluate: unknown quantization": ("evaluate --quantize int8", ["'int8'", "nf4 or none"]),
-    "evaluate: output exists": ("evaluate --output file", ["'file'", "exists already"]),
+    "evaluate: unknown quantization": ("evaluate --quantize int8", ["'int8'", "'nf4', 'none'"]),
+    "evaluate: output exists": ("evaluate --report file", ["'file'", "exists already"]),
     "export: output exists": ("export --output file", ["'file'", "exists already"]),
     "export: unknown dtype": ("export --output new --dtype int8", ["'int8'", "bfloat16 or float16"]),
     "export: adapter that is absent": ("export --model model --adapter absent --output new", ["adapter 'absent'"]),
@@ -301,5 +301,5 @@ def test_every_setting_refuses_a_value_of_another_type():
 def test_no_command_prints_the_list_of_commands(capsys):
     assert main([]) == 0
     printed = capsys.readouterr()
-    assert all(f"  {name} " in printed.out for name in ("demo", "train", "evaluate", "export", "pretrain"))
+    assert all(f"  {name} " in printed.out for name in ("demo", "train", "probe", "evaluate", "export", "pretrain"))
     assert printed.err == ""

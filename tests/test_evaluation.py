@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from cppo_ref.evaluation import avg_at_k, completion_shift, correctness, evaluate_detector, evaluate_split
+from cppo_ref.evaluation import avg_at_k, correctness, evaluate_split
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import Rollouts, generate_rollouts
+from cppo_ref.runs.detector import completion_shift, evaluate_detector
 from cppo_ref.runs.intervals import Interval, bootstrap_interval
 from cppo_ref.runs.report import best_constant_guess
 from cppo_ref.vlm.policy import load_policy
@@ -96,7 +97,7 @@ def test_the_detector_report_agrees_with_a_shift_made_by_hand(policy, monkeypatc
             on_listing[:, 1:10] = sign
             return on_listing * rollouts.completion_mask, on_listing.abs()
 
-        monkeypatch.setattr("cppo_ref.evaluation.completion_shift", shift)
+        monkeypatch.setattr("cppo_ref.runs.detector.completion_shift", shift)
         report = evaluate_detector(policy, rows, top_fraction=1.0)
         assert report.auroc_absolute == report.auroc_normalized == expected
         assert report.precision == report.recall == expected

@@ -16,7 +16,8 @@ from cppo_ref.step import cppo_step
 from cppo_ref.training import train
 from cppo_ref.vlm import memory
 from cppo_ref.vlm.audit import PARTS, audit
-from cppo_ref.vlm.memory import LiveTensors, advice, estimate, measure, peak
+from cppo_ref.vlm.memory import advice, estimate, measure, peak
+from cppo_ref.vlm.peaks import LiveTensors
 from cppo_ref.vlm.policy import Policy, policy_for
 from cppo_ref.vlm.profiles import CAPACITY, PROFILES
 from cppo_ref.vlm.quantization import model_config, skeleton
@@ -140,7 +141,8 @@ def test_profiles_fit_their_gpu_with_room_to_spare_and_say_how_much(name):
 
 
 def test_the_papers_model_fits_12_gb():
-    run = replace(CPPOConfig(**PROFILES["12gb"]), model="Qwen/Qwen2.5-VL-3B-Instruct")
+    run = CPPOConfig(**PROFILES["12gb-3b"])
+    assert run.model == "Qwen/Qwen2.5-VL-3B-Instruct"
     assert (run.group_size, run.max_new_tokens, run.max_pixels) == (8, 512, 448 * 448)
     assert peak(measure(skeleton(model_config(run.model), run), run.max_pixels), run) < 0.8 * 12e9
 
@@ -157,9 +159,9 @@ def test_the_audit_shows_no_4_bit_layer_outside_the_language_model(kind, tmp_pat
 
 
 def test_the_audit_of_a_profile_and_its_errors(capsys):
-    assert "profile 12gb: 39% of 12 GB" in audit(CPPOConfig(**PROFILES["12gb"]), "12gb")
+    assert "profile 12gb: 52% of 12 GB" in audit(CPPOConfig(**PROFILES["12gb"]), "12gb")
     assert main(["audit", "--profile", "9gb"]) == 2
-    assert "profile is '9gb', expected one of 8gb, 12gb, t4, 24gb" in capsys.readouterr().err
+    assert "profile is '9gb', expected one of 8gb, 12gb, 12gb-3b, t4, 24gb" in capsys.readouterr().err
     assert main(["audit", "--model", "nowhere/at-all"]) == 2
     assert "model 'nowhere/at-all' not found" in capsys.readouterr().err
 

@@ -331,8 +331,8 @@ def test_a_model_that_caps_or_scales_its_logits_is_refused(tmp_path, name):
 def spoiled(what):
     """A merge that went wrong: the adapter forgotten, or a weight that is no number."""
 
-    def merge(model, adapter, policy):
-        merged = load_policy(model, quantize="none", lora=None).model
+    def merge(policy):
+        merged = load_policy("tiny", quantize="none", lora=None, dtype="bfloat16").model
         if what == "no number":
             merged.lm_head.weight.data[:] = torch.nan
         return merged

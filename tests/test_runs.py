@@ -14,7 +14,10 @@ import torch
 
 from cppo_ref import step as algorithm
 from cppo_ref.config import CPPOConfig, InputError
-from cppo_ref.runs.checkpoints import best_checkpoint, checkpoints, read_state, save_checkpoint
+from cppo_ref.examples.loading import split_rows
+from cppo_ref.rollouts import generate_rollouts
+from cppo_ref.runs.checkpoints import best_checkpoint, checkpoints, latest_checkpoint, read_state, save_checkpoint
+from cppo_ref.step import NonFiniteError, cppo_step
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import load_policy
 
@@ -111,6 +114,39 @@ def test_a_non_finite_loss_saves_what_is_good_first(tmp_path, monkeypatch):
     assert adapter_bytes(resumed) == adapter_bytes(run(tmp_path / "b", 4))
 
 
+def test_a_failure_right_after_a_checkpoint_leaves_it_as_it_is(tmp_path, monkeypatch):
+    """Its validation score stays, and with several updates a step its clean state."""
+
+    def fails_at_2(policy, optimizer, rows, config, step, **options):
+        if step == 2:
+            policy.trainable[0].data += 1.0  # as after the first of two updates
+            raise NonFiniteError("loss is nan")
+        return cppo_step(policy, optimizer, rows, config, step, **options)
+
+    monkeypatch.setattr("cppo_ref.training.cppo_step", fails_at_2)
+    monkeypatch.setattr("cppo_ref.training.validate", lambda policy, config: 0.75)
+    with pytest.raises(NonFiniteError, match="step-000002"):
+        run(tmp_path / "a", 4)
+    monkeypatch.undo()
+    assert best_checkpoint(tmp_path / "a") == latest_checkpoint(tmp_path / "a")
+    resumed, whole = run(tmp_path / "a", 4, resume=True), run(tmp_path / "b", 4)
+    assert adapter_bytes(resumed) == adapter_bytes(whole)
+
+
+def test_checkpoints_without_their_config_are_not_gone_on_from(tmp_path):
+    run(tmp_path / "a", 2)
+    (tmp_path / "a" / "config.json").unlink()
+    with pytest.raises(InputError, match="holds a run already"):
+        run(tmp_path / "a", 2)
+
+
+def test_a_checkpoint_is_due_after_minutes_in_any_case(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 700))  # seconds: a step takes more than ten minutes
+    monkeypatch.setattr("cppo_ref.training.time.monotonic", lambda: next(clock))
+    run(tmp_path / "a", 3, save_every=100, save_minutes=10, keep_checkpoints=9)
+    assert [path.name for path in checkpoints(tmp_path / "a")] == ["step-000001", "step-000002", "step-000003"]
+
+
 def test_two_runs_with_one_seed_are_the_same_and_with_another_are_not(tmp_path):
     first, again, other = run(tmp_path / "a", 1), run(tmp_path / "b", 1), run(tmp_path / "c", 1, seed=1)
     assert adapter_bytes(first) == adapter_bytes(again)
@@ -136,6 +172,15 @@ def test_the_merged_model_computes_what_the_policy_computes(tmp_path):
     assert float(report.rsplit(" ", 2)[1]) < 5e-3  # nats; the base model is 5.8 nats away
     merged = load_policy(str(tmp_path / "merged"), quantize="none", lora=None)
     assert {p.dtype for p in merged.model.parameters()} == {torch.float32}
+    rollouts = generate_rollouts(
+        policy, split_rows("test", count=4), group_size=2, max_new_tokens=19, rng=torch.Generator().manual_seed(0)
+    )
+    args = rollouts.prompts.take(rollouts.prompt_of_row), rollouts.completion_ids, rollouts.completion_mask
+    with torch.no_grad():  # float32 on both sides: only the rounding of the weights to 16 bits is left
+        kl = torch.nn.functional.kl_div(
+            merged.score(*args).log_softmax(-1), policy.score(*args).log_softmax(-1), reduction="none", log_target=True
+        )
+    assert kl.sum(-1)[rollouts.completion_mask].mean() < 5e-3
     assert "quantization_config" not in json.loads(Path(tmp_path / "merged" / "config.json").read_text())
     with pytest.raises(InputError, match="dtype"):
         export_merged("tiny", str(result.adapter), tmp_path / "other", "int8")

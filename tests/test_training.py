@@ -19,7 +19,7 @@ from cppo_ref.perception import entropy_shift, select_perception_tokens, token_e
 from cppo_ref.rewards import reward
 from cppo_ref.rollouts import Batch, generate_rollouts
 from cppo_ref.runs.seeds import stream_seed
-from cppo_ref.step import NonFiniteError, cppo_step, loss_terms, update
+from cppo_ref.step import NonFiniteError, Parts, cppo_step, find_perception_tokens, loss_terms, update
 from cppo_ref.vlm.adapters import LoraOptions
 from cppo_ref.vlm.devices import accelerator_for
 from cppo_ref.vlm.policy import load_policy
@@ -184,6 +184,28 @@ def test_identical_views_give_no_shift_and_select_nothing(policy, rows, monkeypa
     batch = make_batch(policy, rows)
     assert batch.shift.abs().max() == 0
     assert not batch.selected.any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_rounding_alone_moves_is_not_selected(rows, monkeypatch, dtype):
+    """H is noted while sampling, H⁻ scored: on the same image they differ by rounding, in 16 bits by much more."""
+    policy = nudge(load_policy("tiny", dtype=dtype))
+    monkeypatch.setattr("cppo_ref.examples.views.remove", lambda image, *_: image)
+    batch = make_batch(policy, rows)
+    assert batch.shift is not None and not batch.shift.any() and not batch.selected.any()
+
+
+def test_a_choice_outside_the_gate_is_not_taken(policy, rows, monkeypatch):
+    batch = make_batch(policy, rows)
+    everything = Parts(choose=lambda policy, batch, *_: torch.ones_like(batch.rollouts.completion_mask))
+    find_perception_tokens(policy, batch, CONFIG, 0, everything)
+    assert torch.equal(batch.selected, batch.rollouts.completion_mask & batch.gate[:, None])
+
+
+def test_logits_that_are_not_finite_stop_the_rollouts(policy, rows):
+    policy.trainable[-1].data[:] = torch.nan
+    with pytest.raises(NonFiniteError, match="logits"):
+        cppo_step(policy, optimizer_for(policy), rows, CONFIG, 0)
 
 
 def test_identical_views_cost_log_two(policy, rows, monkeypatch):

@@ -15,6 +15,7 @@ from cppo_ref.examples.loading import load_rows, step_rows
 from cppo_ref.rollouts import Batch, generate_rollouts
 from cppo_ref.runs.seeds import minibatches, stream_seed
 from cppo_ref.step import NonFiniteError, Parts, cppo_step, update
+from cppo_ref.vlm.devices import accelerator_for
 from cppo_ref.vlm.policy import load_policy
 
 CONFIG = CPPOConfig(prompts_per_step=2, group_size=2, max_new_tokens=16, cpl_weight=0.5, max_grad_norm=1e9)
@@ -183,6 +184,34 @@ def test_a_gradient_that_is_not_finite_changes_nothing(policy, rows, accelerator
         update(policy, torch.optim.SGD(policy.trainable, lr=1.0), batch, torch.arange(4), CONFIG, accelerator)
     hook.remove()
     assert all(torch.equal(a, b) for a, b in zip(before, policy.trainable, strict=True))
+
+
+class Scaler(Accelerator):
+    """Scales as the accelerator of a float16 GPU does, on a CPU, and unscales what was prepared."""
+
+    def __init__(self):
+        super().__init__(cpu=True)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+
+
+def test_a_gradient_that_stays_infinite_ends_a_run_in_float16_too(policy, rows, monkeypatch):
+    """A loss scaler skips such steps and halves its scale; when nothing is left to halve, it is no overflow."""
+    accelerator, batch = Scaler(), make_batch(policy, rows)
+    optimizer = accelerator.prepare(torch.optim.SGD(policy.trainable, lr=1.0))
+    before = [p.detach().clone() for p in policy.trainable]
+    policy.trainable[0].register_hook(lambda gradient: gradient * torch.inf)
+    for _ in range(2):  # at 2 and at 1
+        update(policy, optimizer, batch, torch.arange(len(batch.rewards)), CONFIG, accelerator)
+    with pytest.raises(NonFiniteError, match="gradient norm"):
+        update(policy, optimizer, batch, torch.arange(len(batch.rewards)), CONFIG, accelerator)
+    assert all(torch.equal(p, old) for p, old in zip(policy.trainable, before, strict=True))
+
+
+def test_without_an_accelerator_nothing_is_scaled(policy, rows, monkeypatch):
+    seen = []
+    monkeypatch.setattr("cppo_ref.step.accelerator_for", lambda p, **options: seen.append(options) or accelerator_for(p))
+    cppo_step(policy, torch.optim.SGD(policy.trainable, lr=0.0), rows, CONFIG, 0)
+    assert seen == [{"scale": False}]
 
 
 def test_gradients_are_clipped_to_their_norm_and_reported_before(policy, rows, accelerator):

@@ -57,11 +57,11 @@ def load_rows(
     return Rows(table, found, Path(image_folder or beside), instruction_text(instruction, source))
 
 
-def rows_for(config: CPPOConfig) -> Rows:
-    """The rows that a run with `config` trains on, before those with too long a prompt are dropped."""
+def rows_for(config: CPPOConfig, split: str = "train") -> Rows:
+    """The rows that a run with `config` trains on, before those with too long a prompt are dropped; or another split's."""
     return load_rows(
         config.data,
-        "train",
+        split,
         config.level,
         columns=config.columns,
         image_folder=config.image_folder,

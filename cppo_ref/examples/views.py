@@ -23,6 +23,12 @@ def views_of(row: dict[str, Any], place: int, config: CPPOConfig, step: int) -> 
     return preserved, removed
 
 
+def blanked(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with every image replaced by one grey."""
+    images = [remove(image, view_rng(0, 0, 0, "remove"), ["blank"]) for image in images_of(row)]
+    return {**row, "image": images[0], "images": images}
+
+
 def encode_views(
     policy: Policy, rollouts: Rollouts, gate: Bool[Tensor, " B"], config: CPPOConfig, step: int
 ) -> tuple[Prompts, Prompts] | None:

@@ -63,7 +63,13 @@ def save_adapter(folder: Path, policy: Policy) -> Path:
 def save_checkpoint(
     run: Path, step: int, policy: Policy, optimizer: torch.optim.Optimizer, score: float | None, keep: int
 ) -> Path:
-    """Save the state after `step` steps in `run`/checkpoints, then keep the newest `keep` and the best by `score`."""
+    """Save the state after `step` steps in `run`/checkpoints, then keep the newest `keep` and the best by `score`.
+
+    A whole checkpoint of the same step stays as it is if there is no `score`: it may have one.
+    """
+    target = run / "checkpoints" / f"step-{step:06d}"
+    if score is None and (target / "state.json").is_file():
+        return target
 
     def write(folder: Path) -> None:
         """All of the state, into a folder that gets its name when it is complete."""
@@ -73,7 +79,7 @@ def save_checkpoint(
         (folder / "optimizer.pt").write_bytes(buffer.getbuffer())
         (folder / "state.json").write_text(json.dumps({"step": step, "score": score}) + "\n")
 
-    saved = save_atomically(run / "checkpoints" / f"step-{step:06d}", write)
+    saved = save_atomically(target, write)
     _prune(run, keep)
     return saved
 

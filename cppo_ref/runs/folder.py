@@ -10,7 +10,8 @@ from cppo_ref.rollouts import Batch
 from cppo_ref.runs.metrics import StepMetrics
 
 # a resumed run may change these and stay the same run; the last two trade memory for time and no more
-MAY_DIFFER = {"steps", "output", "keep_checkpoints", "trackers", "micro_batch_size", "activation_checkpointing"}
+MAY_DIFFER = {"steps", "output", "keep_checkpoints", "save_minutes", "probe_rows", "trackers"}
+MAY_DIFFER |= {"micro_batch_size", "activation_checkpointing"}
 
 
 @dataclass
@@ -32,7 +33,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise InputError(f"output {config.output!r} is a file, expected a folder or a new name: choose another --output")
         there = (path / "config.json").is_file()
-        if there and not resume:
+        if (there or (path / "checkpoints").exists()) and not resume:
             raise InputError(f"output {config.output!r} holds a run already: add --resume to go on, or choose another --output")
         if resume and not there:
             raise InputError(f"output {config.output!r} holds no run to resume: leave out --resume")

@@ -13,7 +13,7 @@ import torch
 from cppo_ref.config import CPPOConfig
 from cppo_ref.grpo import zero_variance
 from cppo_ref.rollouts import Batch
-from cppo_ref.vlm.memory import read_peak, reset_peak
+from cppo_ref.vlm.peaks import read_peak, reset_peak
 
 
 @dataclass(frozen=True)

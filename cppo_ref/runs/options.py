@@ -24,16 +24,13 @@ class TrainFlags:
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """Judge a policy on the shape world."""
+class EvaluateFlags:
+    """What to judge, beside the settings of its run."""
 
-    model: str = setting("tiny", 'VLM: "tiny", a local folder or a Hub name')
-    adapter: str = setting("", "folder of a trained adapter; empty: the model as it is")
-    quantize: str = setting("nf4", "nf4 or none")
-    level: str = setting("easy", "easy or hard")
-    images: int = setting(300, "test images per split, 8 completions each")
-    seed: int = setting(0, "seed of the samples and views")
-    output: str = setting("", "JSON file to write the numbers to; it must not exist")
+    adapter: str = setting("", "folder of a trained adapter, with its run's config.json beside it; empty: the model as it is")
+    split: str = setting("test", "split of a Hub dataset or an image folder; a file has only its own rows")
+    images: int = setting(300, "rows to judge, 8 completions each")
+    report: str = setting("", "JSON file to write the numbers to; it must not exist")
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class ExportOptions:
     output: str = setting("runs/merged", "folder for the merged model; it must not exist")
     model: str = setting("tiny", "the VLM that the adapter was trained on")
     dtype: str = setting("bfloat16", "bfloat16 or float16")
+    device: str = setting("cpu", "cpu, cuda or auto; the peak is printed first")
 
 
 class Parser(HfArgumentParser):
@@ -67,16 +65,21 @@ def parse(types: Sequence[Any], command: str, arguments: Sequence[str], defaults
     return tuple(parsed)
 
 
-def settings(command: str, arguments: Sequence[str]) -> tuple[CPPOConfig, TrainFlags]:
-    """The settings of a run and where they come from; InputError for what does not fit."""
-    _, flags = parse((CPPOConfig, TrainFlags), command, arguments)
+def settings(command: str, arguments: Sequence[str], *others: Any) -> tuple:
+    """(CPPOConfig, TrainFlags, one instance of each of `others`): a run's settings; InputError for what does not fit.
+
+    Where `others` name an adapter and no config file is given, the config.json of the adapter's run is read.
+    """
+    types = (CPPOConfig, TrainFlags, *others)
+    _, flags, *named = parse(types, command, arguments)
     if flags.profile and flags.profile not in PROFILES:
         raise InputError(f"profile is {flags.profile!r}, expected one of {', '.join(PROFILES)}")
-    chosen = {**PROFILES.get(flags.profile, {}), **_read_config(flags.config)}
+    beside = [Path(options.adapter).parent / "config.json" for options in named if options.adapter]
+    of_run = next((str(path) for path in beside if path.is_file()), "")
+    chosen = {**PROFILES.get(flags.profile, {}), **_read_config(flags.config or of_run)}
     CPPOConfig.preset(flags.preset, **chosen)  # names what is wrong with them
     # only what they set: what follows from other settings must follow those of the command line
-    config, flags = parse((CPPOConfig, TrainFlags), command, arguments, {**PRESETS[flags.preset], **chosen})
-    return config, flags
+    return parse(types, command, arguments, {**PRESETS[flags.preset], **chosen})
 
 
 def _read_config(path: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A 4-bit layer unpacks its weight in every forward and backward pass, and an adapter costs two more products per layer. For a
 model of a few million parameters that is most of the time: `unpack_4bit` holds the weights unpacked (4 bytes each in float32,
-in place of half of one; they are those that the kernels multiply by, to the bit), and `merged_adapters` saves the products.
+in place of half of one; they are those that the kernels multiply by, to the bit), and `merged_adapters` saves the products
+in float32. In 16 bits a sum with the weight would round most of what an adapter has learned away.
 """
 
 from collections.abc import Iterator
@@ -80,9 +81,9 @@ def _adapted(layer: Any, x: Tensor) -> Tensor:
     base, (name,) = layer.get_base_layer(), layer.active_adapters
     if layer.disable_adapters:
         return F.linear(x, base.weight, base.bias)
-    rows = x.flatten(0, -2)
-    narrow = F.linear(rows, layer.lora_A[name].weight)
-    wide = torch.addmm(F.linear(rows, base.weight, base.bias), narrow, layer.lora_B[name].weight.T, alpha=layer.scaling[name])
+    rows, down, up = x.flatten(0, -2), layer.lora_A[name].weight, layer.lora_B[name].weight  # adapters are in float32
+    plain, narrow = F.linear(rows, base.weight, base.bias), F.linear(rows.to(down.dtype), down)
+    wide = torch.addmm(plain.to(up.dtype), narrow, up.T, alpha=layer.scaling[name]).to(x.dtype)
     return wide.unflatten(0, x.shape[:-1])
 
 

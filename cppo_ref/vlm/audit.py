@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from cppo_ref.config import CPPOConfig
+from cppo_ref.vlm.costs import time_table
 from cppo_ref.vlm.memory import CONTEXT, GIGABYTE, QUESTION_TOKENS, estimate, measure, peak
 from cppo_ref.vlm.profiles import CAPACITY
 from cppo_ref.vlm.quantization import Skeleton, model_config, skeleton
@@ -47,7 +48,7 @@ def audit(run: CPPOConfig, profile: str = "") -> str:
     if model.config.tie_word_embeddings:
         lines.append("(lm_head and the embeddings are one matrix, counted in both rows)")
     lines.append(f"adapters: {model.adapter_weights / 1e6:,.1f} M weights in float32, the only ones that learn")
-    return "\n".join([*lines, "", *_memory_lines(model, run, profile)])
+    return "\n".join([*lines, "", *_estimates(model, run, profile)])
 
 
 def _weights(module: Any) -> int:
@@ -56,7 +57,7 @@ def _weights(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _memory_lines(model: Skeleton, run: CPPOConfig, profile: str) -> list[str]:
+def _estimates(model: Skeleton, run: CPPOConfig, profile: str) -> list[str]:
     width = 4 if run.dtype == "float32" else 2
     size = measure(model, run.max_pixels)
     task = f"{size.image_tokens} image and {QUESTION_TOKENS} text tokens, completions of {run.max_new_tokens}"
@@ -67,4 +68,6 @@ def _memory_lines(model: Skeleton, run: CPPOConfig, profile: str) -> list[str]:
     lines.append(f"  {'in all':<11}{total / 1e6:8,.0f} MB, with {CONTEXT / 1e6:.0f} MB that CUDA takes for itself")
     if profile:
         lines.append(f"  profile {profile}: {total / CAPACITY[profile]:.0%} of {CAPACITY[profile] / GIGABYTE:.0f} GB")
-    return lines
+    lines.append("  not counted: fragments (PYTORCH_ALLOC_CONF=expandable_segments:True helps), a desktop, longer text")
+    title = "estimated time of a step, completions of full length (cppo_ref/vlm/costs.py; not compared with a GPU yet):"
+    return [*lines, "", title, time_table(size, run)]

@@ -26,12 +26,13 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
-def accelerator_for(policy: Any, **options: Any) -> Accelerator:
-    """The accelerator of `policy`'s device; it scales the loss if the policy computes in float16 on a GPU.
+def accelerator_for(policy: Any, *, scale: bool = True, **options: Any) -> Accelerator:
+    """The accelerator of `policy`'s device; unless `scale` is off, it scales the loss of a float16 policy on a GPU.
 
     Prepare the optimizer with it, or gradients stay scaled.
     """
-    precision = "fp16" if policy.dtype == torch.float16 and policy.device.type == "cuda" else "no"
-    if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
-        AcceleratorState._reset_state()  # one per process, and it keeps the first precision that was asked for
+    precision = "fp16" if scale and policy.dtype == torch.float16 and policy.device.type == "cuda" else "no"
+    state = AcceleratorState._shared_state  # one per process, and it keeps the precision and device first asked for
+    if state and (state["_mixed_precision"], state["device"].type) != (precision, policy.device.type):
+        AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=policy.device.type == "cpu", mixed_precision=precision, **options)

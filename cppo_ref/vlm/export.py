@@ -1,23 +1,32 @@
-"""Export: merge the adapters into 16-bit weights, and prove that the merged model computes what the policy computed."""
+"""Export: merge the adapters into 16-bit weights, and prove that the merged model computes what the policy computed.
 
+Merging into the original weights would give a model that was never trained: the adapter learned on top of the rounded weights.
+So each 4-bit layer is unpacked, its adapter is added, and the sum takes its place: no second model is held.
+"""
+
+import gc
 from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
-from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
-from cppo_ref.config import InputError
+from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import Rollouts, generate_rollouts
 from cppo_ref.runs.checkpoints import save_atomically
+from cppo_ref.vlm.memory import estimate, measure
 from cppo_ref.vlm.policy import Policy, load_policy
+from cppo_ref.vlm.quantization import read_config, skeleton
 
 MAX_KL = 0.01  # nats per token; rounding the weights to 16 bits may cost this much and no more
+ROWS = 8  # of the shape world, two completions of at most 32 tokens each
+PROBE: dict[str, Any] = {"group_size": 2, "max_new_tokens": 32}
 
 
-def export_merged(model: str, adapter: str, output: Path, dtype: str = "bfloat16") -> str:
+def export_merged(model: str, adapter: str, output: Path, dtype: str = "bfloat16", device: str = "cpu") -> str:
     """Merge `adapter` into `model`, save the 16-bit model with its processor, reload it and compare; returns a report.
 
     Raises:
@@ -26,21 +35,22 @@ def export_merged(model: str, adapter: str, output: Path, dtype: str = "bfloat16
     """
     if dtype not in ("bfloat16", "float16"):
         raise InputError(f"dtype is {dtype!r}, expected bfloat16 or float16")
-    policy = load_policy(model, adapter=adapter)
-    probe = generate_rollouts(
-        policy, split_rows("validation", count=8), group_size=2, max_new_tokens=32, rng=torch.Generator().manual_seed(0)
-    )
+    policy = load_policy(model, adapter=adapter, device=device, dtype=dtype)
+    rows = split_rows("validation", count=ROWS)
+    probe = generate_rollouts(policy, rows, **PROBE, rng=torch.Generator().manual_seed(0))
     expected = _probe_logprobs(policy, probe)
-    merged = merged_model(model, adapter, policy).to(getattr(torch, dtype))
-
+    processor, merged = policy.processor, merged_model(policy)
+    del policy  # its layers are the merged model's now
     kl = float("nan")
 
     def write(folder: Path) -> None:
         """The merged model, loaded again and compared; ArithmeticError if it is another one."""
-        nonlocal kl
+        nonlocal kl, merged
         merged.save_pretrained(folder)
-        policy.processor.save_pretrained(folder)
-        reloaded = load_policy(str(folder), quantize="none", lora=None, device=policy.device.type, dtype="float32")
+        processor.save_pretrained(folder)
+        del merged  # only one of the two models is held
+        gc.collect()
+        reloaded = load_policy(str(folder), quantize="none", lora=None, device=device, dtype=dtype)
         kl = _mean_kl(expected, _probe_logprobs(reloaded, probe), probe)
         if not kl <= MAX_KL:
             raise ArithmeticError(f"merged model differs by {kl:.3g} nats per token, expected at most {MAX_KL}")
@@ -48,6 +58,14 @@ def export_merged(model: str, adapter: str, output: Path, dtype: str = "bfloat16
     save_atomically(output, write)
     tokens = int(probe.completion_mask.sum())
     return f"merged model in {output} ({dtype}); KL to the QLoRA policy over {tokens} tokens: {kl:.2e} nats"
+
+
+def export_peak(model: str) -> float:
+    """Bytes that an export holds at its peak: the model in 16 bits while it scores the probe, whose distributions are kept."""
+    run = CPPOConfig(model=model, quantize="none", prompts_per_step=ROWS, **PROBE)
+    size = measure(skeleton(read_config(model), run), 48 * 48)  # the probe's images
+    distributions = 4 * ROWS * run.group_size * run.max_new_tokens * size.vocabulary
+    return estimate(size, run, question_tokens=32)["reference"] - 16 * size.adapter_weights + 4 * distributions
 
 
 @torch.no_grad()
@@ -61,16 +79,25 @@ def _mean_kl(expected: torch.Tensor, got: torch.Tensor, probe: Rollouts) -> floa
     return divergence[probe.completion_mask].mean().item()
 
 
-def merged_model(model: str, adapter: str, policy: Policy) -> Any:
-    """The bare float32 model whose weights are what `policy` computes with: dequantised NF4 plus the adapter.
-
-    Merging into the original weights instead would give a model that was never trained: the adapter learned on top of the
-    rounded weights.
-    """
-    plain = load_policy(model, quantize="none", lora=None, device=policy.device.type, dtype="float32").model
-    for name, layer in policy.model.get_base_model().named_modules():
-        if isinstance(layer, Linear4bit):
-            packed: Any = layer.weight  # a Params4bit
-            target = plain.get_submodule(name.removesuffix(".base_layer"))
-            target.weight.data = dequantize_4bit(packed.data, packed.quant_state).float()
-    return PeftModel.from_pretrained(plain, adapter).merge_and_unload()
+@torch.no_grad()
+def merged_model(policy: Policy) -> Any:
+    """The bare model whose weights are what `policy` computes with, in its dtype; made in place, so `policy` is used up."""
+    model = policy.vlm
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer | Linear4bit) and ".base_layer" not in n]
+    for name, layer in layers:
+        adapted = isinstance(layer, LoraLayer)
+        base: Any = layer.get_base_layer() if adapted else layer
+        held: Any = base.weight
+        packed = isinstance(base, Linear4bit)
+        weight = (dequantize_4bit(held.data, held.quant_state) if packed else held).float()
+        if adapted:
+            weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)  # type: ignore[operator]
+        plain = torch.nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+        plain.weight = torch.nn.Parameter(weight.reshape(plain.weight.shape).to(policy.dtype), requires_grad=False)
+        plain.bias = base.bias
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, plain)
+    model.hf_quantizer, model._hf_peft_config_loaded = None, False  # else it is saved as a 4-bit model
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model

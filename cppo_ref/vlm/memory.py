@@ -1,22 +1,17 @@
-"""Memory: what a run will need, counted from the model's shapes before anything is loaded; and what it did need.
+"""Memory: what a run will need, counted from the model's shapes before anything is loaded. `peaks` measures what it did need.
 
 The estimate counts tensors: weights, adapters with their gradients and moments, the cache of a rollout, the activations that
 the backward pass waits for, and the logits of one chunk. Linear attention counts as full attention, which is too little. A GPU
 also holds its context (`CONTEXT`).
 """
 
-import weakref
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.vlm import chunks
 from cppo_ref.vlm.families import image_size, shares_prompts
-from cppo_ref.vlm.quantization import Skeleton, skeleton
+from cppo_ref.vlm.quantization import Skeleton, model_config, skeleton
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, an 8-bit scale per 64 weights, a float32 per 256 scales
 QUESTION_TOKENS = 128  # assumed length of question, template and instruction, beside the image's tokens
@@ -89,7 +84,8 @@ def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_token
     dequantised = width * size.largest_linear
 
     # completions of one prompt share it, if they may: tokens, images and attention mask of the packs of a micro-batch
-    packs = -(-micro // run.group_size) if size.shares_prompts else micro
+    packs = -(-micro // run.group_size) + (micro % run.group_size > 0 < run.group_size % micro)  # a group may straddle two
+    packs = min(micro, run.prompts_per_step if run.num_minibatches > 1 else packs) if size.shares_prompts else micro
     tokens, patches = packs * prompt + micro * run.max_new_tokens, packs * size.patches
     mask = 3 * width * packs * (tokens // packs) ** 2  # itself, and what it is made of
     cache = 2 * width * size.layers * size.cache_width * (prompt + run.max_new_tokens)
@@ -143,6 +139,13 @@ def peak(size: ModelSize, run: CPPOConfig, *, width: int = 2) -> float:
     return max(estimate(size, run, width=width).values()) + CONTEXT
 
 
+def evaluation_peak(run: CPPOConfig) -> float:
+    """Bytes that tensors take at the peak of an evaluation with a run's settings: no gradient, no moments."""
+    size = measure(skeleton(model_config(run.model), run), run.max_pixels)
+    phases = estimate(size, run, width=2 if "16" in run.dtype else 4)
+    return max(phases["rollouts"], phases["reference"]) - 12 * size.adapter_weights
+
+
 def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
     """What to lower when memory ran out, the most helpful first, with what each change saves by the estimate."""
     size = measure(skeleton(config, run), run.max_pixels)
@@ -176,69 +179,3 @@ def _leaner(run: CPPOConfig) -> dict[str, dict[str, Any]]:
         half = run.max_new_tokens // 2
         changes[f"--max_new_tokens {half} in place of {run.max_new_tokens}"] = {"max_new_tokens": half}
     return changes
-
-
-def reset_peak(device: torch.device) -> None:
-    """Begin a new peak: of the GPU's allocator, or of the `LiveTensors` that is counting on a CPU, if one is."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif LiveTensors.counting is not None:
-        LiveTensors.counting.peak = LiveTensors.counting.live
-
-
-def read_peak(device: torch.device) -> int | None:
-    """Bytes at the peak since `reset_peak`; None on a CPU where nobody counts."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return None if LiveTensors.counting is None else LiveTensors.counting.peak
-
-
-class LiveTensors(TorchDispatchMode):
-    """Inside, counts the bytes of the CPU tensors that are alive, beyond those there before; `peak` is the most there were.
-
-    It looks at every operation, so it is slow: for a step or two, to compare with `estimate`.
-    """
-
-    counting: "LiveTensors | None" = None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live, self.peak = 0, 0
-        self._seen: set[int] = set()
-
-    def __enter__(self) -> "LiveTensors":
-        """Begin to count."""
-        LiveTensors.counting = self
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        """Stop counting."""
-        LiveTensors.counting = None
-        super().__exit__(*error)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation, then count the storages that it made."""
-        given = {_storage_id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and _storage_id(tensor) not in given:
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self._seen:
-            return
-        size = storage.nbytes()
-        self._seen.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.live -= size
-
-
-def _storage_id(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata

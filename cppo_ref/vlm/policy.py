@@ -130,7 +130,7 @@ class Policy:
         return Decoder(self.vlm, self.language, inputs, self.positions(inputs), prompt)
 
     def logits(self, hidden: Float[Tensor, "*N H"], *, temperature: float = 1.0) -> Float[Tensor, "*N V"]:
-        """The head on hidden states: logits in float32, divided by the temperature."""
+        """The head on hidden states, in its own precision: its logits as float32, divided by the temperature."""
         return self.vlm.lm_head(hidden).float() / temperature
 
     def score(
@@ -166,11 +166,12 @@ class Policy:
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        """Inside, the model is in eval mode without a graph, its adapters merged if `unpacked`; its mode is restored."""
+        """Inside, the model is in eval mode without a graph; unpacked float32 weights have the adapters merged into them."""
+        merging = self.unpacked and self.dtype == torch.float32
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), merged_adapters(self.model) if self.unpacked else nullcontext():
+            with torch.no_grad(), merged_adapters(self.model) if merging else nullcontext():
                 yield
         finally:
             self.model.train(was_training)
@@ -228,12 +229,12 @@ def load_policy(
     return Policy(adapted, processor, family, place, compute, max_pixels, activation_checkpointing, unpack)
 
 
-def policy_for(config: CPPOConfig) -> Policy:
-    """The policy that a run with `config` starts from."""
+def policy_for(config: CPPOConfig, adapter: str = "") -> Policy:
+    """The policy that a run with `config` starts from; with `adapter`, one that it led to."""
     lora = LoraOptions(config.lora_rank, config.lora_alpha, config.lora_scope, config.seed)
     names = ("quantize", "device", "dtype", "activation_checkpointing", "unpack")
     shared = {name: getattr(config, name) for name in names}
-    return load_policy(config.model, lora=lora, max_pixels=config.max_pixels or None, **shared)
+    return load_policy(config.model, lora=lora, adapter=adapter or None, max_pixels=config.max_pixels or None, **shared)
 
 
 def _plain_generation(model: Any, processor: Any) -> None:

@@ -1,0 +1,84 @@
+"""Peaks: the memory that a stretch of a run did need, by the GPU's allocator, by counting tensors, or by the system."""
+
+import sys
+import weakref
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin a new peak: of the GPU's allocator, or of the `LiveTensors` that is counting on a CPU, if one is."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif LiveTensors.counting is not None:
+        LiveTensors.counting.peak = LiveTensors.counting.live
+
+
+def read_peak(device: torch.device) -> int | None:
+    """Bytes at the peak since `reset_peak`; None on a CPU where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return None if LiveTensors.counting is None else LiveTensors.counting.peak
+
+
+class LiveTensors(TorchDispatchMode):
+    """Inside, counts the bytes of the CPU tensors that are alive, beyond those there before; `peak` is the most there were.
+
+    It looks at every operation, so it is slow: for a step or two, to compare with `estimate`.
+    """
+
+    counting: "LiveTensors | None" = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.peak = 0, 0
+        self._seen: set[int] = set()
+
+    def __enter__(self) -> "LiveTensors":
+        """Begin to count."""
+        LiveTensors.counting = self
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop counting."""
+        LiveTensors.counting = None
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, then count the storages that it made."""
+        given = {_storage_id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and _storage_id(tensor) not in given:
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+def _storage_id(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def process_peak() -> float | None:
+    """Bytes the process held at most, weights and libraries included; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
