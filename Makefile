@@ -7,7 +7,7 @@ PIP := $(VENV)/bin/pip install --quiet --constraint constraints.txt
 # two math threads beat four on a small model; one setting for all keeps numbers comparable
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-lowest test-torchvision lab lint notebooks exercises links wheel e2e clean
+.PHONY: demo gpu test test-lowest test-torchvision lab lint notebooks exercises links wheel e2e clean
 
 # a file per process and one thread each: processes that share cores and take two threads wait for each other
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
@@ -41,6 +41,10 @@ lab: $(VENV)/.dev  ## open the course
 
 notebooks: $(VENV)/.dev  ## run the course and the solutions again, one after the other, and keep their outputs
 	set -e; for notebook in $(COURSE); do HF_HUB_OFFLINE=1 $(NBCONVERT) $$notebook; done
+
+gpu: $(VENV)/.dev  ## measure everything that waits for a GPU, then fill in README's table (ARGS=--dry: try it without one)
+	$(RUN) benchmarks/gpu_memory.py --as cppo grpo plain $(ARGS)
+	$(RUN) scripts/readme_tables.py
 
 exercises: $(VENV)/.dev  ## make the students' notebooks from the solutions
 	$(RUN) scripts/make_exercises.py

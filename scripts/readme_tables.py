@@ -32,8 +32,7 @@ def memory() -> str:
     """The profiles: what the estimate says, and what a GPU said."""
     path = RESULTS / "gpu_memory.csv"
     rows = list(csv.DictReader(path.open())) if path.exists() else []
-    measured = {row["case"]: row for row in rows if row["implementation"] == "cppo_ref"}
-    others = [row for case, row in measured.items() if case not in PROFILES]
+    measured = {row["case"]: row for row in rows if row["implementation"] == "cppo"}
     lines = ["| profile | model | pixels, completion | estimated | measured |", "|---|---|---|---|---|"]
     for name, settings in PROFILES.items():
         run = CPPOConfig(**settings)
@@ -43,14 +42,14 @@ def memory() -> str:
         task = f"{side}², {run.max_new_tokens} tokens"
         share = f"{needed / 1e9:.1f} GB of {CAPACITY[name] / 1e9:.0f}"
         lines.append(f"| `{name}` | {run.model.split('/')[-1]} | {task} | {share} | {seen} |")
-    lines += [f"| {row['case']} | {row['model'].split('/')[-1]} | | | {_measured(row)} |" for row in others]
     return "\n".join(lines)
 
 
 def _measured(row: dict[str, str]) -> str:
     if row["fits"] != "True":
         return f"out of memory under {row['cap_gb']} GB on a {row['gpu']}"
-    return f"{float(row['peak_gb']):.1f} GB of tensors ({float(row['predicted_gb']):.1f} predicted) on a {row['gpu']}"
+    memory = f"{float(row['peak_gb']):.1f} GB of tensors ({float(row['predicted_gb']):.1f} predicted)"
+    return f"{memory}, {float(row['step_s']):.0f} s a step on a {row['gpu']}"
 
 
 SPEEDS = {

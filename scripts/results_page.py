@@ -294,7 +294,7 @@ EVIDENCE = """- **It helps a model that was never shown such changes.** On recol
 
 ![CPPO leads GRPO on changed pictures on two of three base models, and trails on plain ones](docs/images/lead.png)
 
-These numbers are for `tiny`, the demo's model, at learning rate {second}: means over {seeds} seeds (10–19), {images} pictures, 95 % intervals. A point is one question in 100; grey counts as equal. 39 of the {images} changed pictures came out unchanged."""
+These numbers are for `tiny`, the demo's model, at learning rate {second}: means over {seeds} seeds (10–19), {images} pictures, 95 % intervals. In the figure, grey means equal. 39 of the {images} changed pictures came out unchanged."""
 
 ANSWER = """1. **Changed pictures: CPPO helps a model that was never shown such changes.** On the base model `tiny` it gives {more 3e-4 tiny cppo grpo changed} more right answers in 100 than GRPO. A model that was shown them gains nothing.
 2. **Plain pictures: CPPO costs a few points.** On `tiny` it gives {fewer 3e-4 tiny cppo grpo plain} fewer right answers in 100, if answers are sampled.

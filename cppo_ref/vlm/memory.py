@@ -139,11 +139,15 @@ def peak(size: ModelSize, run: CPPOConfig, *, width: int = 2) -> float:
     return max(estimate(size, run, width=width).values()) + CONTEXT
 
 
-def evaluation_peak(run: CPPOConfig) -> float:
-    """Bytes that tensors take at the peak of an evaluation with a run's settings: no gradient, no moments."""
+def evaluation_peak(run: CPPOConfig, *, question_tokens: int = QUESTION_TOKENS) -> float:
+    """Bytes that tensors take at the peak of an evaluation with a run's settings: no gradient, no moments.
+
+    On the shape world completions are scored, too, for the detector: `rollout_batch_size` of as many prompts.
+    """
+    scored = replace(run, prompts_per_step=run.rollout_batch_size, num_minibatches=2, micro_batch_size=run.rollout_batch_size)
     size = measure(skeleton(model_config(run.model), run), run.max_pixels)
-    phases = estimate(size, run, width=2 if "16" in run.dtype else 4)
-    return max(phases["rollouts"], phases["reference"]) - 12 * size.adapter_weights
+    phases = estimate(size, scored, width=2 if "16" in run.dtype else 4, question_tokens=question_tokens)
+    return max(phases["rollouts"], phases["reference"] if run.data == "shapes" else 0) - 12 * size.adapter_weights
 
 
 def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:

@@ -1,0 +1,38 @@
+"""Names of other libraries that are not public and that the package leans on: one list, a canary each.
+
+If one of these fails after an update, the place named beside it must change.
+"""
+
+import importlib
+
+import pytest
+
+LEANED_ON = {  # module, dotted name: who leans on it
+    (
+        "transformers",
+        "PreTrainedModel._hf_peft_config_loaded",
+    ): "vlm/export.py: else the merged model is saved as an adapter's base",
+    ("transformers.integrations.bitsandbytes", "replace_with_bnb_linear"): "vlm/quantization.py: the skeleton's 4-bit layers",
+    ("transformers", "DynamicCache.reorder_cache"): "vlm/decoding.py: one prompt's keys and values for all completions",
+    ("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"): "vlm/processors.py",
+    ("transformers.models.idefics3.image_processing_pil_idefics3", "Idefics3ImageProcessorPil"): "vlm/processors.py",
+    ("transformers.models.smolvlm.image_processing_pil_smolvlm", "SmolVLMImageProcessorPil"): "vlm/processors.py",
+    ("transformers.models.got_ocr2.image_processing_pil_got_ocr2", "GotOcr2ImageProcessorPil"): "vlm/processors.py: InternVL",
+    ("bitsandbytes.nn.modules", "Linear4bit"): "vlm/adapters.py, export.py, quantization.py",
+    ("bitsandbytes.functional", "dequantize_4bit"): "vlm/adapters.py, export.py",
+    ("peft.tuners.lora", "LoraLayer.get_base_layer"): "vlm/adapters.py, export.py",
+    ("peft.tuners.lora", "Linear.get_delta_weight"): "vlm/adapters.py, export.py",
+    ("accelerate.state", "AcceleratorState._shared_state"): "vlm/devices.py: precision and device of the process",
+    ("accelerate.state", "AcceleratorState._reset_state"): "vlm/devices.py: another policy in the same process",
+    ("torch.utils._python_dispatch", "TorchDispatchMode"): "vlm/peaks.py: every operation's tensors",
+    ("torch.utils._pytree", "tree_leaves"): "vlm/peaks.py",
+    ("torch", "UntypedStorage._cdata"): "vlm/peaks.py: which storage a tensor has",
+}
+
+
+@pytest.mark.parametrize(("module", "name"), LEANED_ON, ids=lambda text: text)
+def test_it_is_still_there(module, name):
+    thing = importlib.import_module(module)
+    for part in name.split("."):
+        assert hasattr(thing, part) or part in getattr(thing, "__annotations__", {}), LEANED_ON[module, name]
+        thing = getattr(thing, part, None)
