@@ -8,10 +8,7 @@ import importlib
 import pytest
 
 LEANED_ON = {  # module, dotted name: who leans on it
-    (
-        "transformers",
-        "PreTrainedModel._hf_peft_config_loaded",
-    ): "vlm/export.py: its saved weights",
+    ("transformers", "PreTrainedModel._hf_peft_config_loaded"): "vlm/export.py: its saved weights",
     ("transformers.integrations.bitsandbytes", "replace_with_bnb_linear"): "vlm/quantization.py: the skeleton's 4-bit layers",
     ("transformers", "DynamicCache.reorder_cache"): "vlm/decoding.py: one prompt's keys and values for all completions",
     ("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"): "vlm/processors.py",
