@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cppo_ref.config import InputError
-from cppo_ref.runs.options import EvaluateFlags, ExportOptions, check_free, check_least, parse, settings
+from cppo_ref.runs.options import EvaluateFlags, ExportOptions, check_free, check_least, parse, run_settings, settings
 
 
 def train_command(arguments: Sequence[str]) -> None:
@@ -36,11 +36,14 @@ def audit_command(arguments: Sequence[str]) -> None:
 def probe_command(arguments: Sequence[str]) -> None:
     """Try a model on rows before training: does it look, can it learn, what to change; takes the options of train."""
     from cppo_ref.examples.loading import rows_for
+    from cppo_ref.examples.overlong import drop_overlong
     from cppo_ref.runs.probe import probe_text, run_probe
     from cppo_ref.vlm.policy import policy_for
 
     config, _ = settings("probe", arguments)
-    print(probe_text(run_probe(policy_for(config), rows_for(config), config, config.probe_rows or 8), config))
+    rows, policy = rows_for(config), policy_for(config)
+    rows = drop_overlong(policy, rows, config)
+    print(probe_text(run_probe(policy, rows, config, config.probe_rows or 8), config))
 
 
 def evaluate_command(arguments: Sequence[str]) -> None:
@@ -56,7 +59,8 @@ def evaluate_command(arguments: Sequence[str]) -> None:
     print(report_text(report))
     if options.report:
         Path(options.report).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.report).write_text(json.dumps(report, indent=2) + "\n")
+        known = json.loads(json.dumps(report), parse_constant=lambda _: None)  # JSON has no NaN
+        Path(options.report).write_text(json.dumps(known, indent=2) + "\n")
 
 
 def export_command(arguments: Sequence[str]) -> None:
@@ -66,8 +70,11 @@ def export_command(arguments: Sequence[str]) -> None:
 
     (options,) = parse((ExportOptions,), "export", arguments)
     check_free(options.output)
-    print(f"estimated memory at the peak: {export_peak(options.model) / GIGABYTE:.1f} GB")
-    print(export_merged(options.model, options.adapter, Path(options.output), options.dtype, options.device))
+    run = run_settings(options.adapter)
+    model = options.model or run.get("model", "tiny")
+    print(f"estimated memory at the peak: {export_peak(model) / GIGABYTE:.1f} GB")
+    how = {"dtype": options.dtype, "device": options.device, "quantize": run.get("quantize", "nf4")}
+    print(export_merged(model, options.adapter, Path(options.output), **how))
 
 
 def demo_command(arguments: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ def run_demo(options: DemoOptions) -> Path:
     before = {split: evaluate_split(base, rows[split], seed=options.seed) for split in SPLITS}
     held = sum(p.numel() * p.itemsize for p in base.language.parameters() if not p.requires_grad) / 1e6
     print(f"2/3  training with {preset}: NF4 QLoRA, {config.steps} steps of {config.prompts_per_step}×{config.group_size}")
-    print(f"     (the frozen language model is held unpacked for speed: {held:.0f} MB)")
+    print(f"     (for speed, the frozen 4-bit weights are unpacked in memory: {held:.0f} MB)")
     result = train(config)
     print("3/3  the policy after training")
     trained = load_policy(config.model, adapter=str(result.adapter), unpack=True)

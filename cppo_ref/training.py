@@ -49,9 +49,9 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
     checkpoint = latest_checkpoint(run.path) if resume else None
     start = restore_checkpoint(checkpoint, policy, optimizer) if checkpoint else 0
     check_first_step(policy, rows, config, start)
-    run.begin(start)
     if config.probe_rows > 0 and start == 0:
         print(probe_text(run_probe(policy, rows, config, config.probe_rows), config))
+    run.begin(start)
     if config.trackers:
         accelerator.init_trackers("cppo_ref", {k: str(v) for k, v in config.to_dict().items()})
     saved = time.monotonic()

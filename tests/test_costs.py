@@ -26,6 +26,7 @@ SIZE = ModelSize(
     vision_intermediate=1,
     patches=16,
     image_tokens=72,  # with 128 of text: prompts of 200
+    language_weights=1_000_000,
 )
 RUN = CPPOConfig(prompts_per_step=2, group_size=4, max_new_tokens=50, rollout_batch_size=4, micro_batch_size=4)
 
@@ -64,6 +65,21 @@ def test_what_is_switched_off_costs_nothing():
     assert plain["update"].flop < step_work(SIZE, RUN)["update"].flop
     more = step_work(SIZE, replace(RUN, activation_checkpointing=True))["update"].flop
     assert more == pytest.approx(1.5 * step_work(SIZE, RUN)["update"].flop)
+
+
+def test_without_4_bits_the_work_is_the_same_and_fewer_bytes_move():
+    run = CPPOConfig(**PROFILES["12gb"])
+    packed, plain = (
+        step_work(measure(skeleton(model_config(r.model), r), r.max_pixels), r) for r in (run, replace(run, quantize="none"))
+    )
+    assert plain["update"].flop == pytest.approx(packed["update"].flop)
+    assert 0.3 < plain["rollouts"].moved / packed["rollouts"].moved < 0.8
+
+
+def test_more_epochs_and_the_pass_before_them_are_counted():
+    often = step_work(SIZE, replace(RUN, num_epochs=4))
+    assert often["update"].flop == pytest.approx(4 * step_work(SIZE, RUN)["update"].flop)
+    assert often["reference"].flop == pytest.approx(2 * step_work(SIZE, RUN)["reference"].flop)
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -1,6 +1,7 @@
 """The commands that suit real models, on a tiny random Qwen2.5-VL and a parquet file: evaluate and export, with their peaks."""
 
 import json
+import shutil
 
 import datasets
 import pytest
@@ -10,13 +11,17 @@ from tiny_families import make_family
 
 from cppo_ref.__main__ import main
 from cppo_ref.config import CPPOConfig
-from cppo_ref.examples.loading import split_rows
+from cppo_ref.examples.loading import load_rows, split_rows
+from cppo_ref.examples.overlong import prompt_tokens
+from cppo_ref.examples.rows import row_at
 from cppo_ref.runs.checkpoints import save_adapter
+from cppo_ref.runs.options import EvaluateFlags, run_settings, settings
 from cppo_ref.runs.report import evaluate_run
 from cppo_ref.vlm.export import export_merged, export_peak
-from cppo_ref.vlm.memory import evaluation_peak
+from cppo_ref.vlm.memory import evaluation_peak, measure
 from cppo_ref.vlm.peaks import LiveTensors
 from cppo_ref.vlm.policy import policy_for
+from cppo_ref.vlm.quantization import model_config, skeleton
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def run(tmp_path_factory):
         vision = tiny_families.VISION["qwen2_5_vl"] | {"depth": 4, "hidden_size": 128, "out_hidden_size": 256}
         patch.setattr(tiny_families, "VISION", tiny_families.VISION | {"qwen2_5_vl": vision})
         model = make_family("qwen2_5_vl", folder / "model")
-    rows = [{key: row[key] for key in ("image", "question", "answer")} for row in split_rows("test", count=12)]
+    rows = [{key: row[key] for key in ("image", "question", "answer")} for row in split_rows("test", count=16)]
     datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(str(folder / "rows.parquet"))
     config = CPPOConfig(
         model=str(model),
@@ -74,12 +79,38 @@ def test_evaluate_takes_the_runs_settings_and_judges_own_rows_with_and_without_t
     assert "no such file" in capsys.readouterr().err
 
 
+def test_an_adapter_in_a_checkpoint_has_its_runs_settings_and_other_data_their_own_length(run):
+    config, folder = run
+    place = folder / "run" / "checkpoints" / "step-000001"
+    shutil.copytree(folder / "run" / "adapter", place / "adapter", dirs_exist_ok=True)
+    found, _, _ = settings("evaluate", ["--adapter", str(place / "adapter")], EvaluateFlags)
+    assert found == config
+    other, _, _ = settings("evaluate", ["--adapter", str(place / "adapter"), "--data", "shapes"], EvaluateFlags)
+    assert other.max_new_tokens == config.max_new_tokens  # it was chosen
+    (folder / "easy.json").write_text(json.dumps(CPPOConfig().to_dict()))
+    followed, *_ = settings("evaluate", ["--config", str(folder / "easy.json"), "--data", "rows.jsonl"], EvaluateFlags)
+    assert followed.max_new_tokens == CPPOConfig(data="rows.jsonl").max_new_tokens != CPPOConfig().max_new_tokens
+    assert run_settings(str(folder / "elsewhere" / "adapter")) == {}
+
+
+def test_a_column_called_objects_is_not_the_shape_worlds(run, tmp_path):
+    config = run[0]
+    rows = datasets.Dataset.from_parquet(config.data)
+    rows.add_column("objects", [{"label": 1}] * len(rows)).to_parquet(str(tmp_path / "rows.parquet"))
+    own = CPPOConfig(**config.to_dict() | {"data": str(tmp_path / "rows.parquet"), "group_size": 5, "rollout_batch_size": 5})
+    assert evaluate_run(own, images=2)["images"] == 2
+    assert evaluation_peak(own) > 0
+
+
 def test_the_peak_of_an_evaluation_is_near_the_tensors_it_holds(run):
     config, folder = run
     with LiveTensors() as live:
-        evaluate_run(config, str(folder / "run" / "adapter"), images=6)
+        evaluate_run(config, str(folder / "run" / "adapter"), images=16)
     images = CPPOConfig(**config.to_dict() | {"max_pixels": 48 * 48})
-    assert live.peak == pytest.approx(evaluation_peak(images, question_tokens=50), rel=0.25)
+    policy, rows = policy_for(config), load_rows(config.data)
+    prompt = max(prompt_tokens(policy, row_at(rows, i)) for i in range(16))
+    question = prompt - measure(skeleton(model_config(config.model), images), 48 * 48).image_tokens
+    assert live.peak == pytest.approx(evaluation_peak(images, question_tokens=question), rel=0.25)
 
 
 def test_the_peak_of_an_export_is_near_the_tensors_it_holds_and_below_two_models(run):

@@ -21,7 +21,7 @@ INTERN_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>"}
 INTERN_TOKENS |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
 SMOL_TOKENS = {"fake": "<fake_token_around_image>", "end": "<end_of_utterance>", "global": "<global-img>"}
 TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
-TEXT |= {"num_key_value_heads": 2, "max_position_embeddings": 512}
+TEXT |= {"num_key_value_heads": 2, "max_position_embeddings": 2048}
 SPECIAL = {"pad_token_id": 0, "eos_token_id": 2, "bos_token_id": None}  # the course's tokenizer
 VISION = {
     "qwen2_vl": {"depth": 2, "embed_dim": 64, "hidden_size": 64, "mlp_ratio": 2, "num_heads": 4}

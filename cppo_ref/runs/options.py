@@ -39,7 +39,7 @@ class ExportOptions:
 
     adapter: str = setting("runs/cppo/adapter", "folder of a trained adapter")
     output: str = setting("runs/merged", "folder for the merged model; it must not exist")
-    model: str = setting("tiny", "the VLM that the adapter was trained on")
+    model: str = setting("", "the VLM that the adapter was trained on; empty: its run's, else the tiny one")
     dtype: str = setting("bfloat16", "bfloat16 or float16")
     device: str = setting("cpu", "cpu, cuda or auto; the peak is printed first")
 
@@ -74,12 +74,22 @@ def settings(command: str, arguments: Sequence[str], *others: Any) -> tuple:
     _, flags, *named = parse(types, command, arguments)
     if flags.profile and flags.profile not in PROFILES:
         raise InputError(f"profile is {flags.profile!r}, expected one of {', '.join(PROFILES)}")
-    beside = [Path(options.adapter).parent / "config.json" for options in named if options.adapter]
-    of_run = next((str(path) for path in beside if path.is_file()), "")
-    chosen = {**PROFILES.get(flags.profile, {}), **_read_config(flags.config or of_run)}
+    chosen = {**PROFILES.get(flags.profile, {}), **_read_config(flags.config)}
+    if not flags.config:
+        chosen |= next((run_settings(options.adapter) for options in named), {})
+    usual = CPPOConfig(**{name: chosen[name] for name in ("data", "level") if name in chosen}).max_new_tokens
+    if chosen.get("max_new_tokens") == usual:
+        del chosen["max_new_tokens"]  # it followed from data and level, and does so again
     CPPOConfig.preset(flags.preset, **chosen)  # names what is wrong with them
     # only what they set: what follows from other settings must follow those of the command line
     return parse(types, command, arguments, {**PRESETS[flags.preset], **chosen})
+
+
+def run_settings(adapter: str) -> dict[str, Any]:
+    """The settings of the run that `adapter` lies in, beside its checkpoints or in one of them; empty if it lies elsewhere."""
+    places = Path(adapter or ".").resolve().parents
+    found = [place / "config.json" for place in (*places[:1], *places[2:3]) if (place / "config.json").is_file()]
+    return _read_config(str(found[0])) if adapter and found else {}
 
 
 def _read_config(path: str) -> dict[str, Any]:

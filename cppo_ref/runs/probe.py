@@ -63,9 +63,10 @@ def run_probe(policy: Policy, rows: Rows, config: CPPOConfig, count: int) -> Pro
     removed = policy.encode([views_of(row, i, config, 0)[1] for i, row in enumerate(first)], [row["question"] for row in first])
     shift = scored_entropy(policy, removed, rollouts, config) - rollouts.entropy
     greedy, blind = (_sample(policy, some, config, greedy=True) for some in (first, [blanked(row) for row in first]))
-    check_image_matters(policy, greedy, blind)
+    check_image_matters(policy, greedy, blind, config.micro_batch_size)
     start = time.perf_counter()
     silent = check_gradients(policy, rollouts, config)
+    learned = time.perf_counter() - start
     rewards = torch.tensor([reward(t, a) for t, a in zip(rollouts.texts, rollouts.answers, strict=True)])
     groups = rewards.view(-1, config.group_size)
     return Probe(
@@ -81,7 +82,7 @@ def run_probe(policy: Policy, rows: Rows, config: CPPOConfig, count: int) -> Pro
         disagreement=disagreement,
         silent=silent,
         sampling_seconds=sampled,
-        learning_seconds=time.perf_counter() - start,
+        learning_seconds=learned,
         peak=read_peak(policy.device) or process_peak(),
     )
 
@@ -128,10 +129,11 @@ def check_agreement(policy: Policy, rollouts: Rollouts, config: CPPOConfig) -> f
 
 
 @torch.no_grad()
-def check_image_matters(policy: Policy, seen: Rollouts, blind: Rollouts) -> None:
-    """InputError if a blank image leaves every logit of the completions of `seen` as it was."""
+def check_image_matters(policy: Policy, seen: Rollouts, blind: Rollouts, count: int = 1) -> None:
+    """InputError if a blank image leaves every logit of the first `count` completions of `seen` as it was."""
+    ids, mask = seen.completion_ids[:count], seen.completion_mask[:count]
     with policy.scoring():
-        hidden = [policy.hidden_states(r.prompts, seen.completion_ids, seen.completion_mask) for r in (seen, blind)]
+        hidden = [policy.hidden_states(r.prompts.take(slice(count)), ids, mask) for r in (seen, blind)]
     if torch.equal(*hidden):
         raise InputError("a blank image changes no logit: images do not reach the language model, or are blank already")
 
@@ -201,7 +203,7 @@ def probe_text(probe: Probe, config: CPPOConfig) -> str:
     low, middle, high = probe.shift
     step = probe.sampling_seconds * config.prompts_per_step * config.group_size / probe.completions
     micro = -(-config.prompts_per_step * config.group_size // config.micro_batch_size)
-    peak = "not counted here" if probe.peak is None else f"{probe.peak / 1e9:.2f} GB"
+    peak = "not counted here" if probe.peak is None else f"{probe.peak / 1e9:.2f} GB"  # of the process on a CPU
     lines = [
         probe.prompts,
         f"{probe.completions} completions: {probe.right:.0%} right, {probe.formatted:.0%} in the format; "

@@ -71,7 +71,8 @@ def evaluate_run(config: CPPOConfig, adapter: str = "", split: str = "test", ima
 def own_rows(config: CPPOConfig, split: str, count: int) -> list[dict[str, Any]]:
     """The first `count` rows (or all there are) of a split of the run's data."""
     rows = rows_for(config, split)
-    return [row_at(rows, i) for i in range(min(count, len(rows)))]
+    found = [row_at(rows, i) for i in range(min(count, len(rows)))]
+    return [{name: value for name, value in row.items() if name != "objects"} for row in found]  # a name of the shape world
 
 
 def report_text(report: dict[str, Any]) -> str:
@@ -98,5 +99,5 @@ def before_after_table(before: dict[str, SplitReport], after: dict[str, SplitRep
         new = after[split]
         greedy, seen = (f"{a:.3f} → {b:.3f}" for a, b in ((old.greedy, new.greedy), (old.perception, new.perception)))
         lines.append(f"{split:<12}{old.avg_at_k!s:<23}{new.avg_at_k!s:<23}{greedy:<15}{seen}")
-    lines.append("greedy: the likeliest answer; what sampling gets wrong beside it is mostly noise planted in pretraining")
+    lines.append("greedy: the likeliest answer; sampled ones are worse because wrong guesses were planted in pretraining")
     return "\n".join(lines)

@@ -45,9 +45,10 @@ class Work:
 def step_work(size: ModelSize, run: CPPOConfig) -> dict[str, Work]:
     """The work of one step's phases: rollouts, reference, detection, update."""
     rows, new, prompt = run.prompts_per_step * run.group_size, run.max_new_tokens, size.image_tokens + QUESTION_TOKENS
-    language, head = size.nf4_weights, size.hidden * size.vocabulary
-    tower = max(size.other_weights - head, 0)  # vision tower and projector
-    read = 2 * head + (2 if run.unpack else UNPACKING) * language  # bytes of the weights in one pass of the language model
+    language, head = size.language_weights, size.hidden * size.vocabulary
+    tower = max(size.nf4_weights + size.other_weights - language - head, 0)  # vision tower and projector
+    packed = run.quantize == "nf4" and not run.unpack
+    read = 2 * head + (UNPACKING if packed else 2) * language  # bytes of the weights in one pass of the language model
 
     # rollouts: each prompt once, then token by token, `rollout_batch_size` rows at a time
     sampled = min(rows, run.rollout_batch_size)
@@ -57,7 +58,7 @@ def step_work(size: ModelSize, run: CPPOConfig) -> dict[str, Work]:
     rollouts = Work(
         flop=run.prompts_per_step * (2 * language * prompt + image) + rows * new * 2 * (language + head),
         moved=batches * new * (read + sampled * cache),
-        kernels=batches * new * size.layers * KERNELS[run.unpack],
+        kernels=batches * new * size.layers * KERNELS[not packed],
     )
 
     def passes(share: float, factor: int) -> Work:
@@ -68,16 +69,18 @@ def step_work(size: ModelSize, run: CPPOConfig) -> dict[str, Work]:
         attention = 4 * size.layers * size.query_width * tokens * tokens / prompts
         flop = 2 * language * tokens + attention + prompts * image + 2 * head * share * rows * new
         layers = size.layers + size.vision_layers
-        return Work(factor * flop, factor * packs * read, factor * packs * layers * KERNELS[run.unpack])
+        return Work(factor * flop, factor * packs * read, factor * packs * layers * KERNELS[not packed])
 
     learned = 3 if run.activation_checkpointing else 2  # the frozen weights get no gradient: backward costs a forward
-    looked = 1 + (2 * GATED if run.cpl_weight > 0 else 0)
+    gated = GATED if run.advantage_gate else 1
+    looked = 1 + (2 * gated if run.cpl_weight > 0 else 0)
+    before = (run.kl_weight > 0) + (not run.on_policy)  # log π of the reference, and of the policy itself
     nothing = Work(0, 0, 0)
     return {
         "rollouts": rollouts,
-        "reference": passes(1, 1) if run.kl_weight > 0 else nothing,
-        "detection": passes(GATED, 1) if run.cpl_weight > 0 else nothing,
-        "update": passes(looked, learned),
+        "reference": passes(1, before) if before else nothing,
+        "detection": passes(gated, 1) if run.cpl_weight > 0 else nothing,
+        "update": passes(looked, learned * run.num_epochs),
     }
 
 

@@ -26,8 +26,12 @@ ROWS = 8  # of the shape world, two completions of at most 32 tokens each
 PROBE: dict[str, Any] = {"group_size": 2, "max_new_tokens": 32}
 
 
-def export_merged(model: str, adapter: str, output: Path, dtype: str = "bfloat16", device: str = "cpu") -> str:
+def export_merged(
+    model: str, adapter: str, output: Path, dtype: str = "bfloat16", *, device: str = "cpu", quantize: Any = "nf4"
+) -> str:
     """Merge `adapter` into `model`, save the 16-bit model with its processor, reload it and compare; returns a report.
+
+    `quantize` is that of the run: the adapter belongs to weights that were rounded to 4 bits, or to those that were not.
 
     Raises:
         InputError: unknown dtype, model or adapter.
@@ -35,7 +39,7 @@ def export_merged(model: str, adapter: str, output: Path, dtype: str = "bfloat16
     """
     if dtype not in ("bfloat16", "float16"):
         raise InputError(f"dtype is {dtype!r}, expected bfloat16 or float16")
-    policy = load_policy(model, adapter=adapter, device=device, dtype=dtype)
+    policy = load_policy(model, adapter=adapter, device=device, dtype=dtype, quantize=quantize)
     rows = split_rows("validation", count=ROWS)
     probe = generate_rollouts(policy, rows, **PROBE, rng=torch.Generator().manual_seed(0))
     expected = _probe_logprobs(policy, probe)

@@ -8,6 +8,8 @@ also holds its context (`CONTEXT`).
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from cppo_ref.config import CPPOConfig
 from cppo_ref.vlm import chunks
 from cppo_ref.vlm.families import image_size, shares_prompts
@@ -40,6 +42,7 @@ class ModelSize:
     patches: int  # per image
     image_tokens: int  # per image
     shares_prompts: bool = True  # completions of a prompt are in one sequence
+    language_weights: int = 0  # of the language model's linear layers, in 4 bits or not
 
 
 def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
@@ -67,6 +70,11 @@ def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
         patches=patches,
         image_tokens=image_tokens,
         shares_prompts=shares_prompts(config),
+        language_weights=sum(
+            layer.in_features * layer.out_features
+            for name, layer in model.modules.items()
+            if isinstance(layer, torch.nn.Linear) and name.startswith(model.family.language)
+        ),
     )
 
 
@@ -144,10 +152,16 @@ def evaluation_peak(run: CPPOConfig, *, question_tokens: int = QUESTION_TOKENS) 
 
     On the shape world completions are scored, too, for the detector: `rollout_batch_size` of as many prompts.
     """
-    scored = replace(run, prompts_per_step=run.rollout_batch_size, num_minibatches=2, micro_batch_size=run.rollout_batch_size)
+    rows = run.rollout_batch_size
+    scored = replace(run, prompts_per_step=rows, num_minibatches=rows, micro_batch_size=rows)
     size = measure(skeleton(model_config(run.model), run), run.max_pixels)
     phases = estimate(size, scored, width=2 if "16" in run.dtype else 4, question_tokens=question_tokens)
-    return max(phases["rollouts"], phases["reference"] if run.data == "shapes" else 0) - 12 * size.adapter_weights
+    width = 2 if "16" in run.dtype else 4
+    tokens = size.image_tokens + question_tokens
+    cache = 2 * width * size.layers * size.cache_width * tokens
+    prompt = _forward(size, tokens, size.patches, width) + 2 * cache  # its keys and values, and their reordered copy
+    greedy = phases["load"] + rows * prompt  # one completion for each of as many prompts, which are computed first
+    return max(greedy, max(phases["rollouts"], phases["reference"] * (run.data == "shapes")) - 12 * size.adapter_weights)
 
 
 def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
