@@ -47,12 +47,12 @@ def probe_command(arguments: Sequence[str]) -> None:
 
 
 def evaluate_command(arguments: Sequence[str]) -> None:
-    """Evaluate a policy on plain, blank and (shape world) shifted images; takes the options of train, by default its run's."""
+    """Evaluate a policy at temperature 1, on its images and blank ones; takes the options of train, by default its run's."""
     from cppo_ref.runs.report import evaluate_run, report_text
     from cppo_ref.vlm.memory import GIGABYTE, evaluation_peak
 
     config, _, options = settings("evaluate", arguments, EvaluateFlags)
-    check_free(options.report)
+    check_free(options.report, "report")
     check_least(options, images=1)
     print(f"estimated memory at the peak: {evaluation_peak(config) / GIGABYTE:.1f} GB")
     report = evaluate_run(config, options.adapter, options.split, options.images)

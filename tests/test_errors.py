@@ -165,7 +165,7 @@ ERRORS = {
     "evaluate: unknown level": ("evaluate --model model --level medium", ["'medium'", "'easy', 'hard'"]),
     "evaluate: no images": ("evaluate --model model --images 0", ["images is 0", "1 or more"]),
     "evaluate: unknown quantization": ("evaluate --quantize int8", ["'int8'", "'nf4', 'none'"]),
-    "evaluate: output exists": ("evaluate --report file", ["'file'", "exists already"]),
+    "evaluate: output exists": ("evaluate --report file", ["report 'file'", "exists already", "another --report"]),
     "export: output exists": ("export --output file", ["'file'", "exists already"]),
     "export: unknown dtype": ("export --output new --dtype int8", ["'int8'", "bfloat16 or float16"]),
     "export: adapter that is absent": ("export --model model --adapter absent --output new", ["adapter 'absent'"]),

@@ -74,6 +74,7 @@ def grade(
     """
 
     def watch(watched: Function, case: Case) -> dict[str, Any]:
+        """What is seen of a function on one case."""
         return _watch(watched, case, through or {}, convert)
 
     seen = [watch(_guarded(function, f", {case.shows}"), case) for case in cases]
@@ -162,6 +163,7 @@ def _guarded(function: Function, where: str = "") -> Function:
 
     @wraps(function)
     def guarded(*inputs: Any) -> Any:
+        """The same, and a sentence for what it raises."""
         try:
             return function(*inputs)
         except NotImplementedError:

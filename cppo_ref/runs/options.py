@@ -104,10 +104,10 @@ def _read_config(path: str) -> dict[str, Any]:
     return values
 
 
-def check_free(output: str) -> None:
-    """InputError if `output` exists."""
-    if output and Path(output).exists():
-        raise InputError(f"output {output!r} exists already: choose another --output, nothing was overwritten")
+def check_free(path: str, option: str = "output") -> None:
+    """InputError if the `path` given as `option` exists."""
+    if path and Path(path).exists():
+        raise InputError(f"{option} {path!r} exists already: choose another --{option}, nothing was overwritten")
 
 
 def check_least(options: Any, **least: int) -> None:

@@ -18,6 +18,7 @@ from cppo_ref.examples.views import blanked, views_of
 from cppo_ref.rewards import extract_boxed, format_reward, reward
 from cppo_ref.rollouts import Rollouts, generate_rollouts
 from cppo_ref.runs.seeds import stream_seed
+from cppo_ref.vlm.chunks import over_tokens
 from cppo_ref.vlm.peaks import process_peak, read_peak, reset_peak
 from cppo_ref.vlm.policy import Policy
 from cppo_ref.vlm.prompts import Prompts, fit_pixels
@@ -45,6 +46,7 @@ class Probe:
     sampling_seconds: float
     learning_seconds: float  # of one micro-batch, forward and backward
     peak: float | None  # bytes
+    counted: str  # what the peak is of
 
 
 def run_probe(policy: Policy, rows: Rows, config: CPPOConfig, count: int) -> Probe:
@@ -84,6 +86,7 @@ def run_probe(policy: Policy, rows: Rows, config: CPPOConfig, count: int) -> Pro
         sampling_seconds=sampled,
         learning_seconds=learned,
         peak=read_peak(policy.device) or process_peak(),
+        counted="tensors" if read_peak(policy.device) else "the whole process",
     )
 
 
@@ -143,11 +146,16 @@ def check_gradients(policy: Policy, rollouts: Rollouts, config: CPPOConfig) -> l
 
     LLaVA reads its vision tower before the last layer, so that layer never gets one.
     """
+
+    def logit(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """[N, H] and [N] to [N]: the logit of each token, whose gradient does not vanish where the policy is certain."""
+        return policy.logits(hidden).gather(-1, ids[:, None]).squeeze(-1)
+
     rows = slice(0, config.micro_batch_size)
     ids, mask = rollouts.completion_ids[rows], rollouts.completion_mask[rows]
     with policy.learning():
         hidden = policy.hidden_states(rollouts.prompts.take(rollouts.prompt_of_row[rows]), ids, mask)
-        hidden.float().square().sum().backward()
+        over_tokens(logit, mask, hidden, ids, vocabulary=policy.vocabulary).sum().backward()
     layers: dict[str, bool] = {}
     for name, parameter in policy.model.named_parameters():
         if parameter.requires_grad:
@@ -203,7 +211,7 @@ def probe_text(probe: Probe, config: CPPOConfig) -> str:
     low, middle, high = probe.shift
     step = probe.sampling_seconds * config.prompts_per_step * config.group_size / probe.completions
     micro = -(-config.prompts_per_step * config.group_size // config.micro_batch_size)
-    peak = "not counted here" if probe.peak is None else f"{probe.peak / 1e9:.2f} GB"  # of the process on a CPU
+    peak = "not counted here" if probe.peak is None else f"{probe.peak / 1e9:.2f} GB ({probe.counted})"
     lines = [
         probe.prompts,
         f"{probe.completions} completions: {probe.right:.0%} right, {probe.formatted:.0%} in the format; "

@@ -12,6 +12,7 @@ import torch
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.vlm import chunks
+from cppo_ref.vlm.devices import choose_device, choose_dtype
 from cppo_ref.vlm.families import image_size, shares_prompts
 from cppo_ref.vlm.quantization import Skeleton, model_config, skeleton
 
@@ -155,8 +156,8 @@ def evaluation_peak(run: CPPOConfig, *, question_tokens: int = QUESTION_TOKENS) 
     rows = run.rollout_batch_size
     scored = replace(run, prompts_per_step=rows, num_minibatches=rows, micro_batch_size=rows)
     size = measure(skeleton(model_config(run.model), run), run.max_pixels)
-    phases = estimate(size, scored, width=2 if "16" in run.dtype else 4, question_tokens=question_tokens)
-    width = 2 if "16" in run.dtype else 4
+    width = choose_dtype(run.dtype, choose_device(run.device)).itemsize
+    phases = estimate(size, scored, width=width, question_tokens=question_tokens)
     tokens = size.image_tokens + question_tokens
     cache = 2 * width * size.layers * size.cache_width * tokens
     prompt = _forward(size, tokens, size.patches, width) + 2 * cache  # its keys and values, and their reordered copy
