@@ -84,16 +84,6 @@ def demo_command(arguments: Sequence[str]) -> None:
     run_demo(*parse((DemoOptions,), "demo", arguments))
 
 
-def pretrain_command(arguments: Sequence[str]) -> None:
-    """Make the tiny VLM again from nothing."""
-    from cppo_ref.worlds.pretraining import PretrainOptions, pretrain
-
-    (options,) = parse((PretrainOptions,), "pretrain", arguments)
-    check_free(options.output)
-    check_least(options, steps=1, batch_size=1, seed=0)
-    pretrain(options)
-
-
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo_command,
     "train": train_command,
@@ -101,7 +91,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "probe": probe_command,
     "evaluate": evaluate_command,
     "export": export_command,
-    "pretrain": pretrain_command,
 }
 
 

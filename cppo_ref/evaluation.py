@@ -11,7 +11,7 @@ from cppo_ref.rewards import accuracy_reward
 from cppo_ref.rollouts import Rollouts, generate_rollouts
 from cppo_ref.runs.intervals import Interval, bootstrap_interval
 from cppo_ref.vlm.policy import Policy
-from cppo_ref.worlds.shapes import TokenLabel, label_tokens, level_of
+from cppo_ref.worlds.shapes import TokenLabel, world_of
 
 IMAGES_PER_BATCH = 64
 
@@ -40,9 +40,9 @@ def sample_answers(
 ) -> list[Rollouts]:
     """Completions for `rows`, `samples` each; `batch_size` completions at a time (None: 64 images' worth).
 
-    `max_new_tokens` None: what the rows' level of the shape world leaves room for; ValueError for other rows.
+    `max_new_tokens` None: what the rows' world leaves room for; ValueError for other rows.
     """
-    limit = max_new_tokens or level_of(rows[0]).max_new_tokens
+    limit = max_new_tokens or world_of(rows[0]).max_new_tokens
     rng = torch.Generator().manual_seed(seed)
     return [
         generate_rollouts(
@@ -72,7 +72,7 @@ def avg_at_k(answers: Sequence[Rollouts]) -> Interval:
 def completion_labels(policy: Policy, rollouts: Rollouts) -> list[list[TokenLabel]]:
     """The labels of every completion's tokens (end-of-sequence left out)."""
     rows = [row for row in rollouts.rows for _ in range(rollouts.group_size)]
-    return [label_tokens(text, policy.tokenizer, row) for text, row in zip(rollouts.texts, rows, strict=True)]
+    return [world_of(row).label_tokens(text, policy.tokenizer, row) for text, row in zip(rollouts.texts, rows, strict=True)]
 
 
 def evaluate_split(
@@ -84,11 +84,11 @@ def evaluate_split(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> SplitReport:
-    """Sample and decode greedily, and judge answers; on shape-world rows the tokens, too (NaN on others)."""
+    """Sample and decode greedily, and judge answers; on rows of a world the tokens, too (NaN on others)."""
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     sampled = sample_answers(policy, rows, samples=samples, seed=seed, **options)
     greedy = sample_answers(policy, rows, samples=1, temperature=0, **options)
-    known = "objects" in rows[0]
+    known = bool({"objects", "world"} & set(rows[0]))
     labels = [label for r in sampled for row in completion_labels(policy, r) for label in row] if known else []
     return SplitReport(
         avg_at_k=avg_at_k(sampled),

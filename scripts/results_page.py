@@ -14,7 +14,6 @@ from pathlib import Path
 from blocks import filled, write_or_check
 
 from cppo_ref.pictures.plots import save_figure
-from cppo_ref.worlds.pretraining import PretrainOptions
 from cppo_ref.worlds.shapes import LEVELS
 from cppo_ref.worlds.splits import SHIFT_STRENGTH
 from study.analysis import (
@@ -33,6 +32,7 @@ from study.arms import ARMS, LEARNING_RATE, STEPS, TIME_RATIO, UNTRAINED
 from study.bases import BASES
 from study.comparisons import mean_of, table
 from study.figures import leads_plot
+from study.pretraining import PretrainOptions
 from study.second import RATES, second_rows
 from study.store import read_csv
 

@@ -1,4 +1,4 @@
-"""The base models of the study: the committed tiny VLM, and three that differ from it by one habit each.
+"""The base models of the study: the committed tiny VLM, three that differ from it by one habit each, and two of other worlds.
 
 `python -m study --make-base robust` pretrains one, on one thread in a quarter of an hour, into data/study-bases; a
 command that was stopped starts over. A base's digest is part of every row's config hash, so rows of two bases never mix.
@@ -7,16 +7,18 @@ command that was stopped starts over. A base's digest is part of every row's con
 import hashlib
 import shutil
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cppo_ref.config import InputError
-from cppo_ref.worlds.pretraining import PretrainOptions, pretrain
 from cppo_ref.worlds.splits import data_folder
 from study.hints import LEVEL, HintedOptions, hinted_example
+from study.pretraining import PretrainOptions, pretrain
+from study.worlds import WORLDS
+from study.worlds.rows import pretraining_example
 
 BASES_FOLDER = Path("data/study-bases")  # committed: a run is repeated from the same weights
 
@@ -37,6 +39,8 @@ BASES = {
         Base("tiny", {}, "never shown preserving shifts"),
         Base("robust", {"preserving_share": 0.5}, "half of its pretraining pictures are under preserving views"),
         Base("hallucinating", {"guess_rate": 0.45}, "45 % instead of 25 % of the listed cells are guesses"),
+        Base("eyes", {"steps": 2500}, "small, similar, noisy shapes; its errors are its own", "eyes"),
+        Base("rooms", {"steps": 2500}, "a grid seen from above, observation and reasoning interleaved", "rooms"),
         Base("shortcut", {"hint_share": 0.5, "hint_trust": 0.3}, "a hint in the question, often repeated as answer", LEVEL),
     )
 }
@@ -84,8 +88,11 @@ def make_base(name: str, **options: Any) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     torch.set_num_threads(1)
     chosen = {"output": str(aside), **base_named(name).recipe, **options}
-    if base_named(name).level == LEVEL:
+    level = base_named(name).level
+    if level == LEVEL:
         pretrain(HintedOptions(**chosen), example=hinted_example, words=["hint"])
+    elif level in WORLDS:
+        pretrain(PretrainOptions(**chosen), example=partial(pretraining_example, WORLDS[level]), words=WORLDS[level].words)
     else:
         pretrain(PretrainOptions(**chosen))
     aside.rename(folder)

@@ -10,9 +10,9 @@ import numpy as np
 
 from cppo_ref.examples.loading import load_rows
 from cppo_ref.examples.rows import Rows
-from cppo_ref.worlds.pretraining import PretrainOptions, training_example
 from cppo_ref.worlds.shapes import LEVELS, Level, asked_colors, completion_text
 from cppo_ref.worlds.splits import WORLD_SEED
+from study.pretraining import PretrainOptions, training_example
 
 LEVEL = "shortcut"
 HINT_RIGHT = 0.8  # share of right hints; none is right in test_shift

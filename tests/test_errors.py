@@ -23,7 +23,7 @@ from cppo_ref.examples.rows import open_image, row_at
 from cppo_ref.runs.checkpoints import checkpoints, save_atomically, save_checkpoint
 from cppo_ref.vlm.adapters import LoraOptions
 from cppo_ref.vlm.policy import load_policy
-from cppo_ref.worlds.pretraining import build_model, build_processor
+from study.pretraining import build_model, build_processor
 
 TRAIN = "train --model model --steps 1 --prompts_per_step 3 --group_size 2 --max_new_tokens 19 --eval_rows 0"
 HUGE = "how many red shapes? " * 100
@@ -169,8 +169,6 @@ ERRORS = {
     "export: output exists": ("export --output file", ["'file'", "exists already"]),
     "export: unknown dtype": ("export --output new --dtype int8", ["'int8'", "bfloat16 or float16"]),
     "export: adapter that is absent": ("export --model model --adapter absent --output new", ["adapter 'absent'"]),
-    "pretrain: output exists": ("pretrain --output file", ["'file'", "exists already"]),
-    "pretrain: no steps": ("pretrain --output new --steps 0", ["steps is 0", "1 or more"]),
     "demo: unknown method": ("demo --method dapo", ["'dapo'", "paper, verl, areal"]),
 }
 
@@ -301,5 +299,5 @@ def test_every_setting_refuses_a_value_of_another_type():
 def test_no_command_prints_the_list_of_commands(capsys):
     assert main([]) == 0
     printed = capsys.readouterr()
-    assert all(f"  {name} " in printed.out for name in ("demo", "train", "probe", "evaluate", "export", "pretrain"))
+    assert all(f"  {name} " in printed.out for name in ("demo", "train", "probe", "evaluate", "export"))
     assert printed.err == ""

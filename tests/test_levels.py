@@ -10,7 +10,7 @@ from cppo_ref.evaluation import sample_answers
 from cppo_ref.examples.loading import load_rows, split_rows
 from cppo_ref.runs.options import settings
 from cppo_ref.vlm.policy import load_policy
-from cppo_ref.worlds.shapes import LEVELS, asked_colors, completion_text, level_of
+from cppo_ref.worlds.shapes import LEVELS, asked_colors, completion_text, world_of
 from cppo_ref.worlds.splits import data_folder
 
 # counted by hand: <think>, 9 cells, ";", "red : 2", </think>, "\boxed{ 2 }" and the end; 16 cells, two counts and a total
@@ -53,7 +53,7 @@ def test_defaults_leave_room_for_a_right_answer(level, monkeypatch):
 def test_other_data_have_a_default_of_their_own():
     assert CPPOConfig(data="rows.jsonl").max_new_tokens == 128
     with pytest.raises(ValueError, match="give max_new_tokens"):
-        level_of({"question": "How many?", "answer": "2"})
+        world_of({"question": "How many?", "answer": "2"})
 
 
 @pytest.mark.parametrize(("level", "given", "needed"), [("hard", 32, 34), ("hard", 33, 34), ("easy", 18, 19)])

@@ -9,8 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cppo_ref.worlds.pretraining import build_processor
 from cppo_ref.worlds.shapes import BACKGROUND, COLORS, LEVELS, completion_text, label_tokens, level_named, sample_row
+from study.pretraining import build_processor
 
 SEEN = "red none blue red none none green none none"
 GOOD = rf"<think> {SEEN} ; red : 2 </think> \boxed{{ 2 }}"

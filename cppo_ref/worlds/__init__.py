@@ -1,1 +1,1 @@
-"""Synthetic worlds that know the truth about every token, and the pretraining of their tiny VLMs."""
+"""Synthetic worlds that know the truth about every token."""

@@ -27,6 +27,38 @@ Kind = Literal["perception", "reasoning", "format"]
 
 
 @dataclass(frozen=True)
+class TokenLabel:
+    """What one token of a completion is for, and whether it is right (None: nothing to judge it by)."""
+
+    token: str
+    kind: Kind
+    right: bool | None
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """The one method of a transformers tokenizer that labelling needs."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Split `text` into tokens."""
+        ...
+
+
+@runtime_checkable
+class World(Protocol):
+    """What evaluation needs of the world that a row was drawn from."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """A limit that leaves a right answer room."""
+        ...
+
+    def label_tokens(self, text: str, tokenizer: Tokenizer, row: dict) -> list[TokenLabel]:
+        """Label each token of a completion as perception, reasoning or format, and as right or wrong."""
+        ...
+
+
+@dataclass(frozen=True)
 class Level:
     """One difficulty of the shape world."""
 
@@ -45,26 +77,12 @@ class Level:
         """The default limit of a completion: a quarter more than a right answer needs, up to the next multiple of 16."""
         return -(-self.answer_tokens * 5 // 64) * 16
 
+    def label_tokens(self, text: str, tokenizer: Tokenizer, row: dict) -> list[TokenLabel]:
+        """`label_tokens` of the shape world."""
+        return label_tokens(text, tokenizer, row)
+
 
 LEVELS = {"easy": Level("easy", 3, 1, 4), "hard": Level("hard", 4, 2, 6)}
-
-
-@dataclass(frozen=True)
-class TokenLabel:
-    """What one token of a completion is for, and whether it is right (None: nothing to judge it by)."""
-
-    token: str
-    kind: Kind
-    right: bool | None
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """The one method of a transformers tokenizer that labelling needs."""
-
-    def tokenize(self, text: str) -> list[str]:
-        """Split `text` into tokens."""
-        ...
 
 
 def level_named(name: str) -> Level:
@@ -74,8 +92,10 @@ def level_named(name: str) -> Level:
     return LEVELS[name]
 
 
-def level_of(row: dict) -> Level:
-    """The level that a row of the shape world was drawn from; ValueError for a row of other data."""
+def world_of(row: dict) -> World:
+    """The world that a row names (`world`), or the level of the shape world; ValueError for a row of other data."""
+    if "world" in row:
+        return row["world"]
     cells = len(row.get("objects") or ())
     found = [level for level in LEVELS.values() if level.grid**2 == cells]
     if not found:

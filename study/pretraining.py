@@ -7,6 +7,7 @@ evidence is gone. It never sees a preserving shift (jitter, rotation, perspectiv
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from cppo_ref.perturbations import noise_patches, preserve, zoom_crop
+from cppo_ref.runs.options import check_free, check_least, parse
 from cppo_ref.worlds.shapes import CELL_WORDS, IMAGE_SIZE, LEVELS, Level, asked_colors, completion_text, sample_row
 
 PATCH_SIZE = 12  # pixels
@@ -194,3 +196,15 @@ def pretrain(options: PretrainOptions, *, example: Example = training_example, w
     (folder / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
     print(f"saved {folder}: {record}")
     return folder
+
+
+def pretrain_command(arguments: Sequence[str]) -> None:
+    """`python -m study.pretraining`: make the tiny VLM again from nothing; InputError for what cannot be done."""
+    (options,) = parse((PretrainOptions,), "study.pretraining", arguments)
+    check_free(options.output)
+    check_least(options, steps=1, batch_size=1, seed=0)
+    pretrain(options)
+
+
+if __name__ == "__main__":
+    pretrain_command(sys.argv[1:])
