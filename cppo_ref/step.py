@@ -23,7 +23,7 @@ from cppo_ref.examples.views import encode_views
 from cppo_ref.grpo import clipped_surrogate, group_advantages, kl_to_reference, token_logprobs, token_weights, weighted_sum
 from cppo_ref.perception import entropy_shift, select_perception_tokens
 from cppo_ref.rewards import reward
-from cppo_ref.rollouts import Batch, NonFiniteError, generate_rollouts
+from cppo_ref.rollouts import Batch, NonFiniteError, Rollouts, generate_rollouts
 from cppo_ref.runs.metrics import PhaseClock, StepMetrics, step_metrics
 from cppo_ref.runs.seeds import minibatches, stream_seed
 from cppo_ref.vlm.chunks import over_tokens
@@ -60,7 +60,8 @@ def contrastive_tokens(
 class Parts:
     """The seam of the step: what an experiment may put in the place of CPPO's own parts. The defaults are CPPO."""
 
-    see: Callable[[list[dict[str, Any]], CPPOConfig, int], list[dict[str, Any]]] = lambda rows, config, step: rows
+    sample: Callable[..., Rollouts] = generate_rollouts
+    reward: Callable[[Rollouts], list[float]] = lambda r: [reward(t, a) for t, a in zip(r.texts, r.answers, strict=True)]
     choose: Callable[..., Bool[Tensor, "B T"]] = perception_tokens
     token_loss: Callable[..., Float[Tensor, " N"]] = contrastive_tokens
     policy_weight: float = 1.0  # of GRPO's surrogate
@@ -88,9 +89,9 @@ def cppo_step(
     """
     accelerator, clock = accelerator or accelerator_for(policy, scale=False), PhaseClock(policy.device)
     with clock("rollouts"):
-        rollouts = generate_rollouts(
+        rollouts = parts.sample(
             policy,
-            parts.see(rows, config, step),
+            rows,
             group_size=config.group_size,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
@@ -98,7 +99,7 @@ def cppo_step(
             rng=torch.Generator().manual_seed(stream_seed(config.seed, step, 0)),
         )
     with clock("rewards"):
-        rewards = torch.tensor([reward(t, a) for t, a in zip(rollouts.texts, rollouts.answers, strict=True)])
+        rewards = torch.tensor(parts.reward(rollouts))
         advantages = group_advantages(rewards, config.group_size, scale=config.advantage_scale).to(policy.device)
         gate = advantages > 0 if config.advantage_gate else torch.ones_like(advantages, dtype=torch.bool)
         batch = Batch(rollouts, rewards, advantages, gate)

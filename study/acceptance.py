@@ -99,7 +99,7 @@ def mean_colour_score(rows: Rows) -> float:
         asked = np.array([[word in row["question"].split() for word in words] for row in part], dtype=float)
         features = np.concatenate([asked, colour, (asked[:, :, None] * colour[:, None, :]).reshape(len(part), -1)], axis=1)
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
-        return cross_val_predict(model, features, answers, cv=4)
+        return np.asarray(cross_val_predict(model, features, answers, cv=4))
 
     return _over_kinds(rows, predict)
 

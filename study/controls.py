@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,13 +17,15 @@ from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.cpl import contrast, view_divergence
 from cppo_ref.evaluation import completion_labels
 from cppo_ref.perturbations import preserve, view_rng
-from cppo_ref.rollouts import Batch, Rollouts
+from cppo_ref.rewards import format_reward
+from cppo_ref.rollouts import Batch, Rollouts, generate_rollouts
 from cppo_ref.runs.seeds import stream_seed
-from cppo_ref.step import Parts, perception_tokens
+from cppo_ref.step import CPPO, Parts, perception_tokens
 from cppo_ref.vlm.policy import Policy
 
 TOKENS = ("shift", "random", "all", "true")
-LOSSES = ("cpl", "pull", "push", "papo")
+LOSSES = ("cpl", "pull", "push", "papo", "consistency")
+REWARDS = ("answer", "format", "random", "percepts")
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,13 @@ class Controls:
     """What an arm puts in the place of CPPO's own parts; the defaults are CPPO."""
 
     tokens: Literal["shift", "random", "all", "true"] = "shift"  # CPL on those of ΔH, as many at random, all, the true percepts
-    perception_loss: Literal["cpl", "pull", "push", "papo"] = "cpl"  # CPL, one of its halves, or PAPO's −KL⁻
+    perception_loss: Literal["cpl", "pull", "push", "papo", "consistency"] = "cpl"  # or a half of it, PAPO's −KL⁻, KL⁺ alone
     policy_weight: float = 1.0  # of GRPO's surrogate; 0 leaves CPL alone
     augment: float = 0.0  # share of a step's images that are replaced by their I⁺ before sampling
+    noisy: float = 0.0  # share of each group that is sampled under the prompt's I⁺ and learned from under I (NoisyRollout)
+    reward: Literal["answer", "format", "random", "percepts"] = (
+        "answer"  # the paper's, its format alone, a coin, right percepts
+    )
 
     def __post_init__(self) -> None:
         checks = [
@@ -40,16 +47,18 @@ class Controls:
             ("perception_loss", self.perception_loss in LOSSES, f"one of {', '.join(LOSSES)}"),
             ("policy_weight", self.policy_weight >= 0, "0 or more"),
             ("augment", 0 <= self.augment <= 1, "a share between 0 and 1"),
+            ("noisy", 0 <= self.noisy < 1, "a share from 0 to below 1"),
+            ("reward", self.reward in REWARDS, f"one of {', '.join(REWARDS)}"),
         ]
         for name, ok, expected in checks:
             if not ok:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
-    @property
-    def parts(self) -> Parts:
-        """These controls as the step takes them."""
+    def parts(self, policy: Policy, config: CPPOConfig, step: int) -> Parts:
+        """These controls as step number `step` takes them."""
         return Parts(
-            see=partial(augment_rows, share=self.augment),
+            sample=partial(sample_rollouts, config=config, step=step, augment=self.augment, noisy=self.noisy),
+            reward=CPPO.reward if self.reward == "answer" else partial(REWARDED[self.reward], policy, config, step),
             choose=perception_tokens if self.tokens == "shift" else partial(choose_tokens, tokens=self.tokens),
             token_loss=partial(perception_loss, kind=self.perception_loss),
             policy_weight=self.policy_weight,
@@ -99,11 +108,13 @@ def perception_loss(
     """What each perception token costs, in nats: CPL, or what the study compares it with.
 
     cpl: softplus((KL⁺ − KL⁻)/τ).  pull, push: the same value, with gradient through KL⁺ alone or KL⁻ alone.  papo: −KL⁻ to a
-    view without gradient, as its code scores the masked view before the update (arXiv 2507.06448).
+    view without gradient, as its code scores the masked view before the update (arXiv 2507.06448).  consistency: KL⁺.
     """
     options = {"estimator": config.kl_estimator, "detach_anchor": config.detach_anchor}
     if kind == "papo":
         return -view_divergence(anchor, removed.detach(), ids, **options)
+    if kind == "consistency":
+        return view_divergence(anchor, preserved, ids, **options)
     kl_preserved, kl_removed = (view_divergence(anchor, view, ids, **options) for view in (preserved, removed))
     if kind == "pull":
         kl_removed = kl_removed.detach()
@@ -120,6 +131,69 @@ def augment_rows(rows: list[dict[str, Any]], config: CPPOConfig, step: int, *, s
             rng = view_rng(config.seed, step, i, "preserve")
             shown[i] = row | {"image": preserve(row["image"], rng, config.preserving, config.preserving_strength)}
     return shown
+
+
+def sample_rollouts(
+    policy: Policy, rows: list[dict[str, Any]], *, config: CPPOConfig, step: int, augment: float, noisy: float, **sampling: Any
+) -> Rollouts:
+    """The step's rollouts, some images or a share `noisy` of each group sampled under the preserving view.
+
+    Completions that were sampled under the view are scored, and learned from, under the image itself (after NoisyRollout,
+    arXiv 2504.13055; its decay of the distortion is left out).
+    """
+    if not noisy:
+        return generate_rollouts(policy, augment_rows(rows, config, step, share=augment), **sampling)
+    group_size, rng = sampling.pop("group_size"), sampling.pop("rng")
+    distorted = round(group_size * noisy)
+    shown = augment_rows(rows, config, step, share=1.0)
+    seen = [(rows, group_size - distorted), (shown, distorted)]
+    clean, other = (generate_rollouts(policy, part, group_size=size, rng=rng, **sampling) for part, size in seen)
+    return merged(clean, other, policy.tokenizer.pad_token_id)
+
+
+def merged(clean: Rollouts, other: Rollouts, pad: int) -> Rollouts:
+    """Each prompt's completions of both, side by side in one group; rows and prompts are those of `clean`."""
+    sizes, prompts = (clean.group_size, other.group_size), len(clean.rows)
+    length = max(clean.completion_ids.shape[1], other.completion_ids.shape[1])
+
+    def grouped(name: str, value: float) -> Tensor:
+        """Both tensors [P·G, …] with the same length, as [P·(G + G'), …]."""
+        both = [getattr(rollouts, name) for rollouts in (clean, other)]
+        both = [t if t.ndim == 1 else torch.nn.functional.pad(t, (0, length - t.shape[1]), value=value) for t in both]
+        return torch.cat([t.unflatten(0, (prompts, size)) for t, size in zip(both, sizes, strict=True)], dim=1).flatten(0, 1)
+
+    texts = []
+    for i in range(prompts):
+        texts += [*clean.texts[i * sizes[0] : (i + 1) * sizes[0]], *other.texts[i * sizes[1] : (i + 1) * sizes[1]]]
+    return replace(
+        clean,
+        group_size=sum(sizes),
+        completion_ids=grouped("completion_ids", pad),
+        completion_mask=grouped("completion_mask", False),
+        entropy=grouped("entropy", 0.0),
+        finished=grouped("finished", False),
+        texts=texts,
+    )
+
+
+def format_rewards(policy: Policy, config: CPPOConfig, step: int, rollouts: Rollouts) -> list[float]:
+    """1 for the right format, whatever the answer: what of an arm's gain needs no right answer?"""
+    return [format_reward(text) for text in rollouts.texts]
+
+
+def random_rewards(policy: Policy, config: CPPOConfig, step: int, rollouts: Rollouts) -> list[float]:
+    """A fair coin for each completion: what of an arm's gain needs no reward at all?"""
+    return np.random.default_rng([config.seed, step, 3]).integers(2, size=len(rollouts.texts)).astype(float).tolist()
+
+
+def percept_rewards(policy: Policy, config: CPPOConfig, step: int, rollouts: Rollouts) -> list[float]:
+    """The share of a completion's perception tokens that are right: what would a reward for seeing earn?"""
+    labels = completion_labels(policy, rollouts)
+    verdicts = [[bool(label.right) for label in row if label.kind == "perception"] for row in labels]
+    return [float(np.mean(row)) if row else 0.0 for row in verdicts]
+
+
+REWARDED = {"format": format_rewards, "random": random_rewards, "percepts": percept_rewards}
 
 
 def without_grpo(config: CPPOConfig, parts: Parts) -> tuple[CPPOConfig, Parts]:

@@ -22,12 +22,20 @@ from cppo_ref.runs.detector import completion_shift, evaluate_detector
 from cppo_ref.vlm.policy import Policy
 from cppo_ref.worlds.splits import WORLD_SEED, shifted
 from study.hints import LEVEL, hinted_rows, with_hints
+from study.store import UNSEEN_METRICS
+from study.worlds import WORLDS
+from study.worlds.rows import under_blank_views, under_trained_views, under_unseen_views, world_rows
 
 Examples = list[dict[str, Any]]
 SIDE_IMAGES = 100  # for consistency, sensitivity and the detector
 CONSISTENCY_VIEWS = 3  # preserving views per image
 # One removing view for all arms, that does remove: four times the authors' number of noise patches (see the tiny VLM's card).
 REFERENCE_VIEW = {"removing": ("noise_patches",), "strength": 4.0}
+
+
+def reference_view(rows: Examples) -> dict[str, Any]:
+    """The removing view of the detector's measures: at the authors' strength in the worlds that were made for it."""
+    return REFERENCE_VIEW | ({"strength": 1.0} if "world" in rows[0] else {})
 
 
 def evaluation_rows(level: str, split: str, images: int) -> dict[str, Examples]:
@@ -37,6 +45,10 @@ def evaluation_rows(level: str, split: str, images: int) -> dict[str, Examples]:
         lying = hinted_rows("test_shift") if split == "test" else with_hints(load_rows("shapes", split, "easy"), 0.0)
         chosen = range(min(images, len(plain)))
         return {"plain": [row_at(plain, i) for i in chosen], "shift": [row_at(lying, i) for i in chosen]}
+    if level in WORLDS:
+        plain = world_rows(WORLDS[level], split, images)
+        trained, unseen = under_trained_views(WORLDS[level], plain), under_unseen_views(plain)
+        return {"plain": plain, "shift": trained, "unseen": unseen, "blank": under_blank_views(plain)}
     if split == "test":
         names = {"plain": "test", "shift": "test_shift"}
         return {name: split_rows(stored, level, images) for name, stored in names.items()}
@@ -49,7 +61,8 @@ def final_metrics(policy: Policy, rows: dict[str, Examples], seed: int) -> dict[
     """Everything of a row of study.csv that is measured on the trained policy."""
     plain, shift = (evaluate_split(policy, rows[name], seed=seed) for name in ("plain", "shift"))
     side = rows["plain"][:SIDE_IMAGES]
-    detector = evaluate_detector(policy, side, seed=seed, **REFERENCE_VIEW)
+    view = reference_view(side)
+    detector = evaluate_detector(policy, side, seed=seed, **view)
     return {
         "avg_at_8": plain.avg_at_k.value,
         "greedy": plain.greedy,
@@ -62,7 +75,18 @@ def final_metrics(policy: Policy, rows: dict[str, Examples], seed: int) -> dict[
         "consistency": consistency(policy, side),
         "sensitivity": sensitivity(policy, side, seed),
         "detector_auroc": detector.auroc_absolute,
+        **unseen_metrics(policy, rows, seed),
     }
+
+
+def unseen_metrics(policy: Policy, rows: dict[str, Examples], seed: int) -> dict[str, float]:
+    """The measures on unseen view families and on blank pictures; none where the world has none."""
+    if "unseen" not in rows:
+        return {}
+    unseen, blank = evaluate_split(policy, rows["unseen"], seed=seed), greedy_answers(policy, rows["blank"])
+    values = unseen.avg_at_k.value, unseen.greedy, unseen.perception, unseen.reasoning
+    right = [answer == row["answer"] for answer, row in zip(blank, rows["blank"], strict=True)]
+    return dict(zip(UNSEEN_METRICS, (*values, float(np.mean(right))), strict=True))
 
 
 def accuracy(policy: Policy, rows: Examples, seed: int) -> float:
@@ -95,7 +119,7 @@ def sensitivity(policy: Policy, rows: Examples, seed: int) -> float:
     """Mean ΔH (nats) on the true perception tokens of sampled completions, under the reference removing view."""
     gained: list[float] = []
     for rollouts in sample_answers(policy, rows, samples=1, seed=seed):
-        shift, _ = completion_shift(policy, rollouts, seed=seed, **REFERENCE_VIEW)
+        shift, _ = completion_shift(policy, rollouts, seed=seed, **reference_view(rows))
         gained += on_perception_tokens(policy, rollouts, shift.tolist())
     return float(np.mean(gained)) if gained else float("nan")
 

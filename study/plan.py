@@ -5,12 +5,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from cppo_ref.config import CPPOConfig, InputError
 from study.arms import ARMS, LEARNING_RATE, STEPS, Arm
 from study.bases import base_digest, base_folder, base_named
 from study.controls import Controls
 from study.hints import LEVEL
+from study.worlds import WORLDS
 
 VALIDATION_SEEDS = 100  # seeds from here on are scored on validation images, and never on test images
 CONTROLS = {field.name for field in dataclasses.fields(Controls)}
@@ -23,6 +25,8 @@ HASHED = (
     *("removing", "preserving_strength", "removing_strength", "tokens", "perception_loss", "policy_weight", "augment"),
     *("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "num_minibatches", "num_epochs", "micro_batch_size"),
 )
+
+LATER = {name: getattr(Controls(), name) for name in ("noisy", "reward")}  # came after rows had hashes: part of it if changed
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,21 @@ class Run:
                 "eval_rows": 0,
                 "device": "cpu",
                 "unpack": True,
-                **({} if self.level == LEVEL else {"level": self.level}),
+                **self._level_settings,
                 "learning_rate": LEARNING_RATE,
                 **changes,
             }
         )
 
     @property
+    def _level_settings(self) -> dict[str, Any]:
+        if self.level in WORLDS:
+            return {"max_new_tokens": WORLDS[self.level].max_new_tokens}
+        return {} if self.level == LEVEL else {"level": self.level}
+
+    @property
     def level(self) -> str:
-        """The level of the shape world that it is trained and scored on, or the shortcut world."""
+        """The level of the shape world that it is trained and scored on, or the shortcut world, or another world."""
         return ARMS[self.arm].changes.get("level", base_named(self.base).level)
 
     @property
@@ -89,6 +99,7 @@ class Run:
         """
         settings = self.config.to_dict() | asdict(self.controls)
         content = {name: settings[name] for name in HASHED} | {"level": self.level}
+        content |= {name: settings[name] for name, usual in LATER.items() if settings[name] != usual}
         content |= {"trained_steps": self.trained_steps, "split": self.split}
         content |= {"images": self.images, "probe_every": self.probe_every, "base": base_digest(self.base)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

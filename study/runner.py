@@ -9,12 +9,13 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from cppo_ref.config import InputError, setting
 from study import store
+from study.acceptance import Acceptance
 from study.arms import STEPS, arms_of
 from study.bases import BASES, base_digest, base_named, make_base
 from study.plan import Run, plan, seeds_in
@@ -73,6 +74,19 @@ def run_study(options: StudyOptions) -> None:
     store.refuse_to_replace(out, runs)
     store.merge(out, runs)
     run_all(missing, out, options.workers)
+    print("\n".join(acceptance_lines(runs, out)))
+
+
+def acceptance_lines(runs: Sequence[Run], out: Path) -> list[str]:
+    """What each untrained base of another world shows, and whether it is accepted."""
+    lines = []
+    for folder in store.by_folder(runs, out):
+        for row in store.read_csv(folder / "acceptance.csv"):
+            shown = {field.name: float(row[field.name]) for field in fields(Acceptance)}
+            failures = Acceptance(**shown).failures()
+            numbers = ", ".join(f"{name} {value:.2f}" for name, value in shown.items())
+            lines.append(f"{row['base']} seed {row['seed']}: {numbers}: {'; '.join(failures) or 'accepted'}")
+    return lines
 
 
 def estimate(runs: Sequence[Run], rows: store.Table) -> list[float]:
@@ -151,13 +165,14 @@ def verify(runs: Sequence[Run], out: Path, draw: int, count: int = 2) -> None:
     """
     from study.worker import execute
 
-    table = {(row["base"], row["level"], row["arm"], int(row["seed"])): row for row in store.read_csv(out / "study.csv")}
+    rows = [row for folder in store.by_folder(runs, out) for row in store.read_csv(folder / "study.csv")]
+    table = {(row["base"], row["level"], row["arm"], int(row["seed"])): row for row in rows}
     known = [run for run in runs if run.key in table and table[run.key]["config_hash"] == run.config_hash]
     if not known:
         raise InputError(f"{out / 'study.csv'} has no row of these runs with the present settings: run the study first")
     for run in random.Random(draw).sample(known, min(count, len(known))):
         stored = table[run.key]
-        text = store.csv_bytes([execute(run)["row"]], store.COLUMNS).decode()
+        text = store.csv_bytes([execute(run)["row"]], list(stored)).decode()
         (again,) = csv.DictReader(io.StringIO(text))
         exact = again["versions"] == stored["versions"]
         wrong = differences(stored, again, exact)
@@ -169,11 +184,11 @@ def verify(runs: Sequence[Run], out: Path, draw: int, count: int = 2) -> None:
 def differences(stored: dict[str, Any], again: dict[str, Any], exact: bool) -> list[str]:
     """The values that differ, or if not `exact` by more than a tolerance, in words; text and counts must be equal."""
     found = []
-    for name in store.COLUMNS:
+    for name in stored:
         old, new = stored[name], again[name]
         if name in NOT_REPEATED or old == new or (name == "steps_to_80" and not exact):
             continue
         tolerance = 0.0 if exact else SIDE_TOLERANCE if name in SIDE_METRICS else TOLERANCE
-        if name not in store.METRICS or "" in (old, new) or abs(float(old) - float(new)) > tolerance:
+        if name not in (*store.METRICS, *store.UNSEEN_METRICS) or "" in (old, new) or abs(float(old) - float(new)) > tolerance:
             found.append(f"{name} was {old} and is {new}")
     return found

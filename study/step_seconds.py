@@ -36,15 +36,15 @@ def measure(arms: list[str], steps: int, implementation: str) -> dict[str, np.nd
     """CPU seconds [steps] of each arm's steps."""
     rows, accelerator = load_rows("shapes", "train"), Accelerator(cpu=True)
     configs = {arm: replace(Run("tiny", arm, 0).config, **IMPLEMENTATIONS[implementation]) for arm in arms}
-    parts = {arm: Run("tiny", arm, 0).controls.parts for arm in arms}
+    controls = {arm: Run("tiny", arm, 0).controls for arm in arms}
     policies = {arm: policy_for(config) for arm, config in configs.items()}
     optimizers = {arm: torch.optim.AdamW(p.trainable, lr=configs[arm].learning_rate) for arm, p in policies.items()}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for step in range(WARM_UP + steps):
         for arm, config in configs.items():
             batch = step_rows(rows, config.prompts_per_step, step, config.seed)
-            start = time.process_time()
-            cppo_step(policies[arm], optimizers[arm], batch, config, step, parts=parts[arm], accelerator=accelerator)
+            start, parts = time.process_time(), controls[arm].parts(policies[arm], config, step)
+            cppo_step(policies[arm], optimizers[arm], batch, config, step, parts=parts, accelerator=accelerator)
             seconds[arm].append(time.process_time() - start)
     return {arm: np.array(values[WARM_UP:]) for arm, values in seconds.items()}
 

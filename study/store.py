@@ -5,6 +5,7 @@ and hold one run per (base, level, arm, seed): the newest.
 """
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -16,7 +17,9 @@ import pyarrow as pa  # datasets brings it along
 import pyarrow.parquet as pq
 
 from cppo_ref.config import InputError
+from study.acceptance import Acceptance
 from study.plan import Run
+from study.worlds import WORLDS
 
 RUNS_FOLDER = Path("build/study/runs")
 KEY = ("base", "level", "arm", "seed")
@@ -24,7 +27,10 @@ METRICS = (
     *("avg_at_8", "greedy", "perception", "reasoning", "shift_avg_at_8", "shift_greedy", "shift_perception", "shift_reasoning"),
     *("consistency", "sensitivity", "detector_auroc", "steps_to_80", "seconds_to_80"),
 )
-COLUMNS = (*KEY, "split", "steps", *METRICS, "seconds", "wall_seconds", "images", "config_hash", "commit", "versions")
+UNSEEN_METRICS = ("unseen_avg_at_8", "unseen_greedy", "unseen_perception", "unseen_reasoning", "blank_greedy")
+ORIGIN = ("seconds", "wall_seconds", "images", "config_hash", "commit", "versions")
+COLUMNS = (*KEY, "split", "steps", *METRICS, *ORIGIN)
+WORLD_COLUMNS = (*KEY, "split", "steps", *METRICS, *UNSEEN_METRICS, *ORIGIN)  # of data/results/worlds/study.csv
 CURVE_COLUMNS = (
     *(*KEY, "step", "train_seconds", "reward", "accuracy", "zero_variance_groups", "kl", "cpl", "grad_norm", "gated_rows"),
     *("perception_tokens", "entropy_shift", "batch_auroc", "gradient_cosine", "gradient_ratio", "validation_avg_at_8"),
@@ -33,6 +39,7 @@ CURVE_COLUMNS = (
 DETECTOR_KEY = (*KEY, "view", "strength")
 DETECTOR_COLUMNS = (*DETECTOR_KEY, "auroc_absolute", "auroc_normalized", "precision", "recall", "tokens")
 DETECTOR_COLUMNS += ("config_hash", "commit", "versions")
+ACCEPTANCE_COLUMNS = (*KEY, *(field.name for field in dataclasses.fields(Acceptance)), "config_hash", "commit", "versions")
 Table = list[dict[str, Any]]
 
 
@@ -52,13 +59,14 @@ def result_path(run: Run) -> Path:
 
 def finished(runs: Iterable[Run], out: Path) -> set[Run]:
     """The runs that have a result with the same config hash: in build/study/runs or in the merged table."""
-    merged = {(*_key(row), row["config_hash"]) for row in read_csv(out / "study.csv")}
+    merged = {(*_key(row), row["config_hash"]) for folder in by_folder(runs, out) for row in read_csv(folder / "study.csv")}
     return {run for run in runs if (*run.key, run.config_hash) in merged or result_path(run).is_file()}
 
 
 def refuse_to_replace(out: Path, runs: Iterable[Run]) -> None:
     """InputError if one of `runs` would replace a row of `out` that was made with other settings."""
-    hashes = {_key(row): row["config_hash"] for row in read_csv(out / "study.csv")}
+    rows = [row for folder in by_folder(runs, out) for row in read_csv(folder / "study.csv")]
+    hashes = {_key(row): row["config_hash"] for row in rows}
     for run in runs:
         if hashes.get(run.key, run.config_hash) != run.config_hash:
             name = " ".join(map(str, run.key))
@@ -68,17 +76,34 @@ def refuse_to_replace(out: Path, runs: Iterable[Run]) -> None:
             )
 
 
+def by_folder(runs: Iterable[Run], out: Path) -> dict[Path, list[Run]]:
+    """The runs by the folder of their tables: `out`, and `out`/worlds for the worlds of the second study."""
+    folders: dict[Path, list[Run]] = {}
+    for run in runs:
+        folders.setdefault(out / "worlds" if run.level in WORLDS else out, []).append(run)
+    return folders
+
+
 def merge(out: Path, runs: Iterable[Run]) -> int:
-    """Bring the finished ones of `runs` into the tables of `out`; returns the number of rows of study.csv."""
+    """Bring the finished ones of `runs` into the tables of `out`; returns the number of rows of its study.csv."""
+    return sum(_merge(folder, part) for folder, part in by_folder(runs, out).items())
+
+
+def _merge(out: Path, runs: Iterable[Run]) -> int:
+    columns = WORLD_COLUMNS if out.name == "worlds" else COLUMNS
     results = [json.loads(path.read_text()) for run in runs if (path := result_path(run)).is_file()]
     rows = _merged(read_csv(out / "study.csv"), [[result["row"]] for result in results])
-    write_aside(out / "study.csv", csv_bytes(rows, COLUMNS))
+    write_aside(out / "study.csv", csv_bytes(rows, columns))
     curves = _merged(read_parquet(out / "curves.parquet"), [result["curve"] for result in results], ("step",))
     write_aside(out / "curves.parquet", parquet_bytes(curves))
     detector = [result["detector"] for result in results if result["detector"]]
     if detector:
         table = _merged(read_csv(out / "detector.csv"), detector, ("view", "strength"))
         write_aside(out / "detector.csv", csv_bytes(table, DETECTOR_COLUMNS))
+    acceptance = [result["acceptance"] for result in results if result.get("acceptance")]
+    if acceptance:
+        table = _merged(read_csv(out / "acceptance.csv"), acceptance)
+        write_aside(out / "acceptance.csv", csv_bytes(table, ACCEPTANCE_COLUMNS))
     return len(rows)
 
 

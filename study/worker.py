@@ -22,13 +22,17 @@ from cppo_ref.runs.metrics import StepMetrics
 from cppo_ref.runs.report import DETECTOR_VIEWS
 from cppo_ref.step import NonFiniteError, cppo_step
 from cppo_ref.vlm.policy import Policy, policy_for
+from study.acceptance import accept
 from study.hints import LEVEL, hinted_rows
 from study.metrics import Examples, evaluation_rows, final_metrics, reach
 from study.plan import Run
 from study.probes import PROBE_IMAGES, batch_auroc, gradient_alignment, parameters_at, snapshot, validation
 from study.store import CURVE_COLUMNS, KEY, result_path, write_aside
+from study.worlds import WORLDS
+from study.worlds.rows import world_rows
 
 ARITHMETIC = "packed prompts"  # in the rows' `versions`: what rounds alike
+TRAIN_ROWS = 1200  # of a world: more than the longest arm sees
 TARGET = 0.8  # avg@8 on plain validation images, for speed to a target
 
 
@@ -43,7 +47,7 @@ COMMIT = _git("describe", "--always").strip() + ("-dirty" if _git("status", "--p
 
 
 def execute(run: Run) -> dict[str, Any]:
-    """Train and evaluate; returns {"row": of study.csv, "curve": rows of curves.parquet, "detector": rows of detector.csv}.
+    """Train and evaluate; returns {"row": of study.csv, "curve": …, "detector": …, "acceptance": rows of the other tables}.
 
     A loss that is not finite ends the training; the last good policy is evaluated, and `steps` says how far it got.
     """
@@ -67,19 +71,20 @@ def execute(run: Run) -> dict[str, Any]:
         "images": len(rows["plain"]),  # the validation split has 200
         **made_by,
     }
-    return {"row": row, "curve": curve, "detector": detector}
+    return {"row": row, "curve": curve, "detector": detector, "acceptance": acceptance_rows(policy, run)}
 
 
 def train_arm(policy: Policy, run: Run, config: CPPOConfig) -> list[dict[str, Any]]:
     """Train for the run's steps; one record per step, after a record of the policy before the first one."""
-    rows = hinted_rows("train") if run.level == LEVEL else load_rows(config.data, "train", config.level)
+    rows = training_rows(run.level, config)
     probe_rows = evaluation_rows(run.level, "validation", min(PROBE_IMAGES, run.images))
     optimizer = torch.optim.AdamW(policy.trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
-    accelerator, parts = Accelerator(cpu=True), run.controls.parts
+    accelerator = Accelerator(cpu=True)
     curve, seconds = [_record(run, 0, train_seconds=0.0, **validation(policy, probe_rows, run.seed))], 0.0
     for step in range(run.trained_steps):
         optimizer.param_groups[0]["lr"] = config.learning_rate_at(step)
         before, batch_rows = snapshot(policy), step_rows(rows, config.prompts_per_step, step, config.seed)
+        parts = run.controls.parts(policy, config, step)
         start = time.process_time()  # of this one thread: other work on the machine does not count
         try:
             metrics, batch = cppo_step(policy, optimizer, batch_rows, config, step, parts=parts, accelerator=accelerator)
@@ -95,6 +100,13 @@ def train_arm(policy: Policy, run: Run, config: CPPOConfig) -> list[dict[str, An
     return curve
 
 
+def training_rows(level: str, config: CPPOConfig) -> Any:
+    """What an arm trains on."""
+    if level in WORLDS:
+        return world_rows(WORLDS[level], "train", TRAIN_ROWS)
+    return hinted_rows("train") if level == LEVEL else load_rows(config.data, "train", config.level)
+
+
 def _scalars(metrics: StepMetrics, batch: Batch, policy: Policy) -> dict[str, float]:
     known = {name: value for name, value in metrics.scalars().items() if name in CURVE_COLUMNS and name != "step"}
     return known | {"batch_auroc": batch_auroc(policy, batch)}
@@ -107,6 +119,13 @@ def _record(run: Run, step: int, **values: float) -> dict[str, Any]:
 
 def _missing(value: float) -> bool:
     return value != value
+
+
+def acceptance_rows(policy: Policy, run: Run) -> list[dict[str, Any]]:
+    """What a base of another world must show, before any training; none for the others."""
+    if run.level not in WORLDS or run.trained_steps:
+        return []
+    return [dict(zip(KEY, run.key, strict=True)) | asdict(accept(policy, run.level, run.seed)) | provenance(run)]
 
 
 def detector_rows(policy: Policy, rows: Examples, run: Run) -> list[dict[str, Any]]:

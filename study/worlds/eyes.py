@@ -33,8 +33,8 @@ class Eyes:
     """The world of small, similar, noisy things."""
 
     name = "eyes"
-    words = ("orange", "purple", "dots")
-    preserving = ("color_jitter", "perspective", "rotation")
+    words: tuple[str, ...] = ("orange", "purple", "dots")
+    preserving: tuple[str, ...] = ("color_jitter", "perspective", "rotation")
     max_new_tokens = 32  # a right answer has 26 with its end
 
     def sample_row(self, rng: np.random.Generator, noise: float) -> dict[str, Any]:

@@ -35,8 +35,22 @@ class Rooms:
     """The world seen from above."""
 
     name = "rooms"
-    words = (*PLACES, *MOVES, *CONTENT, "player", EDGE, "moves", "where", "coins", "which", "move", "is", "safe", "at")
-    preserving = ("color_jitter", "perspective", "rotation")  # by 10° at most: right stays right
+    words: tuple[str, ...] = (
+        *PLACES,
+        *MOVES,
+        *CONTENT,
+        "player",
+        EDGE,
+        "moves",
+        "where",
+        "coins",
+        "which",
+        "move",
+        "is",
+        "safe",
+        "at",
+    )
+    preserving: tuple[str, ...] = ("color_jitter", "perspective", "rotation")  # by 10° at most: right stays right
     max_new_tokens = 32  # a right answer has 27 with its end
 
     def sample_row(self, rng: np.random.Generator, noise: float) -> dict[str, Any]:
@@ -132,7 +146,7 @@ def draw(cells: list[str], start: str, rng: np.random.Generator, noise: float) -
     floor = ground(rng)
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(floor.astype(int).tolist()))
     canvas = ImageDraw.Draw(image)
-    dark, gold, blue = shade(rng, floor - DARKER), shade(rng, GOLD), shade(rng, BLUE)
+    dark, gold, blue = shade(rng, (floor - DARKER).tolist()), shade(rng, GOLD), shade(rng, BLUE)
     for i, word in enumerate(cells):
         center = (np.array([i % GRID, i // GRID]) + 0.5 + rng.uniform(-0.08, 0.08, 2)) * CELL
         large = rng.uniform(0.3, 0.42) * CELL

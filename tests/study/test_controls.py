@@ -40,7 +40,7 @@ def step_with(policy, rows, controls=CPPO, **changes):
     """Metrics, batch and gradients of one step that moves nothing."""
     config = dataclasses.replace(CONFIG, max_grad_norm=1e9, **changes)
     still = torch.optim.SGD(policy.trainable, lr=0.0)
-    metrics, batch = cppo_step(policy, still, rows, config, 0, parts=controls.parts)
+    metrics, batch = cppo_step(policy, still, rows, config, 0, parts=controls.parts(policy, config, 0))
     return metrics, batch, [parameter.grad.clone() for parameter in policy.trainable]
 
 
