@@ -72,6 +72,26 @@ MAIN = (
     Arm("grpo_vision", {**GRPO, "lora_scope": "vision"}, "GRPO, adapters on the vision tower only"),
     Arm("cppo_vision", {"lora_scope": "vision"}, "CPPO, adapters on the vision tower only"),
 )
+# The second study (study/protocol-2.md): what a sceptic would try instead, at a rate and weight that validation seeds chose.
+AUGMENTED = {**GRPO, "augment": 0.5}
+CONSISTENT = {"perception_loss": "consistency", "tokens": "all", "advantage_gate": False}
+RIVALS = {
+    "grpo": [{**GRPO, "learning_rate": rate} for rate in (1.5e-4, 3e-4, 6e-4, 1.2e-3)],
+    "cppo": [{"learning_rate": 3e-4}, *({"learning_rate": 6e-4, "cpl_weight": weight} for weight in (0.01, 0.03, 0.1))],
+    "augmented": [
+        {**AUGMENTED, "learning_rate": 3e-4},
+        *({**AUGMENTED, "learning_rate": 6e-4, "augment": share} for share in (0.25, 0.5, 1.0)),
+    ],
+    "consistency": [
+        {**CONSISTENT, "learning_rate": 3e-4, "cpl_weight": 0.1},
+        *({**CONSISTENT, "learning_rate": 6e-4, "cpl_weight": weight} for weight in (0.03, 0.1, 0.3)),
+    ],
+}
+TUNING = tuple(
+    Arm(f"{rival}#{number}", changes, f"tuning of {rival}")
+    for rival, settings in RIVALS.items()
+    for number, changes in enumerate(settings)
+)
 UNTRAINED = Arm("untrained", GRPO, "the base model, and its entropy shift as a detector", step_ratio=0.0)
 
 
@@ -133,7 +153,15 @@ def _at_chosen(*names: str) -> tuple[Arm, ...]:
 
 SECOND = (*(arm for arm in SWEEPS if arm.name.endswith(CHOSEN)), *_at_chosen("grpo_augmented"))
 PRICE = _at_chosen("pull", "push", "cppo_longer", "grpo_equal_time")
-SUITES = {"main": MAIN, "sweeps": SWEEPS, "mechanism": MECHANISM, "second": SECOND, "price": PRICE, "detector": (UNTRAINED,)}
+SUITES = {
+    "main": MAIN,
+    "sweeps": SWEEPS,
+    "mechanism": MECHANISM,
+    "second": SECOND,
+    "price": PRICE,
+    "tuning": TUNING,
+    "detector": (UNTRAINED,),
+}
 ARMS = {arm.name: arm for suite in SUITES.values() for arm in suite}
 
 

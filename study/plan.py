@@ -128,7 +128,7 @@ def plan(bases: Sequence[str], arms: Sequence[Arm], seeds: Sequence[int], **opti
     An arm with a level of its own runs on bases of the easy level only.
     """
     return [
-        Run(base, arm.name, seed, **options)
+        Run(base, arm.name, seed, **options, **({"probe_every": STEPS} if base_named(base).level in WORLDS else {}))
         for seed in seeds
         for base in bases
         for arm in arms

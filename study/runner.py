@@ -34,7 +34,7 @@ NOT_REPEATED = {"seconds", "wall_seconds", "seconds_to_80", "commit", "versions"
 class StudyOptions:
     """Run the study, or the part of it that is missing; what is finished is kept."""
 
-    suite: str = setting("main", "main, sweeps, mechanism, second, price or detector")
+    suite: str = setting("main", "main, sweeps, mechanism, second, price, tuning, worlds or detector")
     base: str = setting("tiny", f"base models, separated by commas: {', '.join(BASES)}; or all")
     arms: str = setting("", "arms of the suite, separated by commas; empty: all of them")
     seeds: str = setting("0-9", "0-9 or 0,3,5; from 100 on, scored on validation images")
@@ -45,7 +45,7 @@ class StudyOptions:
     dry_run: bool = setting(False, "list what would run, and how long it would take")
     verify: bool = setting(False, "run two finished rows again and compare")
     draw: int = setting(0, "seed of the choice that --verify makes")
-    make_base: str = setting("", "pretrain this base model instead: robust, hallucinating or shortcut")
+    make_base: str = setting("", "pretrain this base model instead")
 
 
 def run_study(options: StudyOptions) -> None:

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 
 from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
-from cppo_ref.examples.loading import load_rows, step_rows
+from cppo_ref.examples.loading import load_rows, step_numbers, step_rows
 from cppo_ref.rollouts import Batch
 from cppo_ref.runs.detector import evaluate_detector
 from cppo_ref.runs.metrics import StepMetrics
@@ -83,7 +84,7 @@ def train_arm(policy: Policy, run: Run, config: CPPOConfig) -> list[dict[str, An
     curve, seconds = [_record(run, 0, train_seconds=0.0, **validation(policy, probe_rows, run.seed))], 0.0
     for step in range(run.trained_steps):
         optimizer.param_groups[0]["lr"] = config.learning_rate_at(step)
-        before, batch_rows = snapshot(policy), step_rows(rows, config.prompts_per_step, step, config.seed)
+        before, batch_rows = snapshot(policy), rows(step)
         parts = run.controls.parts(policy, config, step)
         start = time.process_time()  # of this one thread: other work on the machine does not count
         try:
@@ -100,11 +101,13 @@ def train_arm(policy: Policy, run: Run, config: CPPOConfig) -> list[dict[str, An
     return curve
 
 
-def training_rows(level: str, config: CPPOConfig) -> Any:
-    """What an arm trains on."""
+def training_rows(level: str, config: CPPOConfig) -> Callable[[int], list[dict[str, Any]]]:
+    """What an arm trains on: the rows of each step, in the same order for all arms of a seed."""
     if level in WORLDS:
-        return world_rows(WORLDS[level], "train", TRAIN_ROWS)
-    return hinted_rows("train") if level == LEVEL else load_rows(config.data, "train", config.level)
+        drawn = world_rows(WORLDS[level], "train", TRAIN_ROWS)
+        return lambda step: [drawn[i] for i in step_numbers(len(drawn), config.prompts_per_step, step, config.seed)]
+    rows = hinted_rows("train") if level == LEVEL else load_rows(config.data, "train", config.level)
+    return lambda step: step_rows(rows, config.prompts_per_step, step, config.seed)
 
 
 def _scalars(metrics: StepMetrics, batch: Batch, policy: Policy) -> dict[str, float]:

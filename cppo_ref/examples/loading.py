@@ -99,13 +99,14 @@ def _from_hub(source: str, split: str) -> datasets.Dataset:
 
 
 def step_rows(rows: Rows, count: int, step: int, seed: int) -> list[dict[str, Any]]:
-    """The `count` rows of step `step`: consecutive rows of one seeded permutation per epoch, a function of its arguments."""
-    picked = []
-    for position in range(step * count, (step + 1) * count):
-        epoch, place = divmod(position, len(rows))
-        order = np.random.default_rng([seed, epoch]).permutation(len(rows))
-        picked.append(row_at(rows, int(order[place])))
-    return picked
+    """The `count` rows of step `step`: see `step_numbers`."""
+    return [row_at(rows, number) for number in step_numbers(len(rows), count, step, seed)]
+
+
+def step_numbers(rows: int, count: int, step: int, seed: int) -> list[int]:
+    """Which of `rows` rows step `step` takes: `count` of one seeded permutation per epoch, a function of the arguments."""
+    places = (divmod(position, rows) for position in range(step * count, (step + 1) * count))
+    return [int(np.random.default_rng([seed, epoch]).permutation(rows)[place]) for epoch, place in places]
 
 
 def split_rows(split: str, level: str = "easy", count: int | None = None) -> list[dict[str, Any]]:

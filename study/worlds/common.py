@@ -29,6 +29,10 @@ class World(Protocol):
         """The completion of a policy that sees everything and reasons without error."""
         ...
 
+    def lesson(self, row: dict[str, Any]) -> tuple[str, str]:
+        """(question, completion) that names every cell, for pretraining: without it, rare looks are not learned."""
+        ...
+
     def label_tokens(self, text: str, tokenizer: Tokenizer, row: dict[str, Any]) -> list[TokenLabel]:
         """Label each token of a completion as perception, reasoning or format, and as right or wrong."""
         ...

@@ -50,6 +50,10 @@ class Eyes:
         """The completion of a policy that sees every cell."""
         return completion_text(row["cells"], asked_color(row))
 
+    def lesson(self, row: dict[str, Any]) -> tuple[str, str]:
+        """(question, completion) that names every cell: here, the answer does."""
+        return row["question"], self.completion(row)
+
     def label_tokens(self, text: str, tokenizer: Tokenizer, row: dict[str, Any]) -> list[TokenLabel]:
         """Cells are judged against the picture, counts against the cells that the completion itself lists."""
         tokens = tokenizer.tokenize(text)

@@ -49,6 +49,7 @@ class Rooms:
         "is",
         "safe",
         "at",
+        "what",
     )
     preserving: tuple[str, ...] = ("color_jitter", "perspective", "rotation")  # by 10° at most: right stays right
     max_new_tokens = 32  # a right answer has 27 with its end
@@ -69,6 +70,11 @@ class Rooms:
     def completion(self, row: dict[str, Any]) -> str:
         """The completion of a policy that sees every cell."""
         return completion_text(row["question"], row["start"], looking_at(row["cells"]))
+
+    def lesson(self, row: dict[str, Any]) -> tuple[str, str]:
+        """(question, completion) that names every cell: what teaches a model which place is where in a picture."""
+        cells = " ".join(f"{place} {word}" for place, word in zip(PLACES, row["cells"], strict=True))
+        return "What is where?", f"<think> {cells} ; player {row['start']} </think> \\boxed{{ {row['start']} }}"
 
     def label_tokens(self, text: str, tokenizer: Tokenizer, row: dict[str, Any]) -> list[TokenLabel]:
         """The player's place and what lies at each target are judged against the picture, the rest by what was seen."""

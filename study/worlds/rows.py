@@ -15,7 +15,8 @@ from study.worlds.unseen import UNSEEN
 SEED = 2601_00502
 SPLITS = ("train", "validation", "test")
 PRETRAINING_NOISE = (8.0, 48.0)  # grey levels, from picture to picture
-NOISE = {"eyes": 40.0, "rooms": 40.0}  # grey levels, of every row below: chosen by the bases' acceptance
+LESSONS = 0.5  # share of the pretraining rows that are lessons, where they differ from answers
+NOISE = {"eyes": 120.0, "rooms": 40.0}  # grey levels, of every row below: chosen by the bases' acceptance
 
 Rows = list[dict[str, Any]]
 
@@ -55,4 +56,7 @@ def _changed(rows: Rows, stream: int, view: Callable[[Image.Image, np.random.Gen
 def pretraining_example(world: World, rng: np.random.Generator, level: Level, options: PretrainOptions) -> dict[str, Any]:
     """A row of `world` as pretraining takes it: some noise, half of the pictures occluded or cropped, the truth as text."""
     row = world.sample_row(rng, rng.uniform(*PRETRAINING_NOISE))
-    return row | {"image": corrupt(row["image"], rng), "completion": world.completion(row)}
+    row |= {"image": corrupt(row["image"], rng), "completion": world.completion(row)}
+    if world.lesson(row) != (row["question"], row["completion"]) and rng.random() < LESSONS:
+        row["question"], row["completion"] = world.lesson(row)
+    return row
