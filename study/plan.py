@@ -13,6 +13,7 @@ from study.bases import base_digest, base_folder, base_named
 from study.controls import Controls
 from study.hints import LEVEL
 from study.worlds import WORLDS
+from study.worlds.rows import NOISE
 
 VALIDATION_SEEDS = 100  # seeds from here on are scored on validation images, and never on test images
 CONTROLS = {field.name for field in dataclasses.fields(Controls)}
@@ -100,6 +101,7 @@ class Run:
         settings = self.config.to_dict() | asdict(self.controls)
         content = {name: settings[name] for name in HASHED} | {"level": self.level}
         content |= {name: settings[name] for name, usual in LATER.items() if settings[name] != usual}
+        content |= {"noise": NOISE[self.level]} if self.level in WORLDS else {}
         content |= {"trained_steps": self.trained_steps, "split": self.split}
         content |= {"images": self.images, "probe_every": self.probe_every, "base": base_digest(self.base)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

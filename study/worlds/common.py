@@ -21,8 +21,11 @@ class World(Protocol):
     preserving: tuple[str, ...]  # view families that leave its answers as they are
     max_new_tokens: int
 
-    def sample_row(self, rng: np.random.Generator, noise: float) -> dict[str, Any]:
-        """Draw one row {image, question, answer, world, …}; `noise` is the pixels' standard deviation."""
+    def sample_row(self, rng: np.random.Generator, noise: float, new_look: bool) -> dict[str, Any]:
+        """Draw one row {image, question, answer, world, …}; `noise` is the pixels' standard deviation.
+
+        With `new_look` things look otherwise than in pretraining: a model misreads them until it learns better.
+        """
         ...
 
     def completion(self, row: dict[str, Any]) -> str:

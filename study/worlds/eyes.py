@@ -1,5 +1,8 @@
 """`eyes`: small shapes in six similar colours, under pixel noise. A model's errors here are its eyes' own: none were planted.
 
+Its pictures come from another camera than those of pretraining: every colour has moved towards its neighbour. What is seen is
+still clear, but the words for it must be learned again.
+
 The question is the shape world's, the answer counts while it looks:
 
     <think> red 1 none 1 blue 1 red 2 … ; red : 2 </think> \\boxed{ 2 }
@@ -15,7 +18,7 @@ from PIL import Image, ImageDraw
 from cppo_ref.worlds.shapes import EMPTY, Tokenizer, TokenLabel
 from study.worlds.common import IMAGE_SIZE, grain, ground, judged, shade
 
-COLORS = {
+COLORS: dict[str, tuple[float, ...]] = {
     "red": (205, 60, 60),
     "orange": (212, 125, 50),
     "yellow": (200, 180, 60),
@@ -23,6 +26,9 @@ COLORS = {
     "blue": (70, 105, 195),
     "purple": (145, 85, 175),
 }
+NEXT = dict(zip(COLORS, (*list(COLORS)[1:], *list(COLORS)[:1]), strict=True))  # red's neighbour is orange, purple's is red
+MOVE = 0.3  # of the way to the neighbour
+MOVED = {c: tuple((1 - MOVE) * a + MOVE * b for a, b in zip(COLORS[c], COLORS[NEXT[c]], strict=True)) for c in COLORS}
 CELL_WORDS = (*COLORS, EMPTY)
 GRID, MAX_ANSWER = 3, 4
 CELL = IMAGE_SIZE / GRID  # pixels
@@ -37,14 +43,15 @@ class Eyes:
     preserving: tuple[str, ...] = ("color_jitter", "perspective", "rotation")
     max_new_tokens = 32  # a right answer has 26 with its end
 
-    def sample_row(self, rng: np.random.Generator, noise: float) -> dict[str, Any]:
+    def sample_row(self, rng: np.random.Generator, noise: float, new_look: bool) -> dict[str, Any]:
         """A row with its `cells`, row by row; the answer is spread evenly over 0…4."""
         asked, answer = str(rng.choice(list(COLORS))), int(rng.integers(MAX_ANSWER + 1))
         others = [word for word in CELL_WORDS if word != asked]
         words = [asked] * answer + [str(rng.choice(others)) for _ in range(GRID**2 - answer)]
         cells = [words[i] for i in rng.permutation(GRID**2)]
+        image = draw(cells, rng, noise, MOVED if new_look else COLORS)
         question = f"How many {asked} dots?"
-        return {"image": draw(cells, rng, noise), "question": question, "answer": str(answer), "cells": cells, "world": self}
+        return {"image": image, "question": question, "answer": str(answer), "cells": cells, "world": self}
 
     def completion(self, row: dict[str, Any]) -> str:
         """The completion of a policy that sees every cell."""
@@ -80,7 +87,7 @@ def completion_text(cells: list[str], asked: str) -> str:
     return f"<think> {seen} ; {asked} : {total} </think> \\boxed{{ {total} }}"
 
 
-def draw(cells: list[str], rng: np.random.Generator, noise: float) -> Image.Image:
+def draw(cells: list[str], rng: np.random.Generator, noise: float, colors: dict[str, tuple[float, ...]]) -> Image.Image:
     """Paint the cells; ground, colours, places, sizes and shapes vary."""
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(ground(rng).astype(int).tolist()))
     canvas = ImageDraw.Draw(image)
@@ -90,7 +97,7 @@ def draw(cells: list[str], rng: np.random.Generator, noise: float) -> Image.Imag
         if word == EMPTY:
             continue
         (left, top), (right, bottom) = (center - radius).tolist(), (center + radius).tolist()
-        fill = shade(rng, COLORS[word])
+        fill = shade(rng, colors[word])
         if shape == 0:
             canvas.ellipse([left, top, right, bottom], fill=fill)
         elif shape == 1:

@@ -5,6 +5,7 @@ A wall or the edge stops a move, a hole brings the player back to the start, a c
     Moves right up up left : where?
     <think> player b2 ; right c2 floor ; up c1 wall ; up c1 wall ; left b2 floor ; at b2 </think> \\boxed{ b2 }
 
+In pretraining coins are golden discs; here they are dull rings, which a model that never saw them takes for holes.
 Observation and reasoning alternate, and coordinates repeat: a later `b2` is a copy of an earlier one, not a look.
 """
 
@@ -26,7 +27,7 @@ EDGE = "edge"
 QUESTIONS = ("where", "coins", "safe")
 MOVES_ASKED = 4
 DARKER = 70  # grey levels that walls and holes are darker than the ground
-GOLD, BLUE = (215, 175, 60), (70, 105, 195)
+GOLD, DULL, BLUE = (215, 175, 60), (150, 135, 90), (70, 105, 195)
 
 Look = Callable[[int, str], str]  # (number of the move, place) -> what is there
 
@@ -54,7 +55,7 @@ class Rooms:
     preserving: tuple[str, ...] = ("color_jitter", "perspective", "rotation")  # by 10° at most: right stays right
     max_new_tokens = 32  # a right answer has 27 with its end
 
-    def sample_row(self, rng: np.random.Generator, noise: float) -> dict[str, Any]:
+    def sample_row(self, rng: np.random.Generator, noise: float, new_look: bool) -> dict[str, Any]:
         """A row with its `cells`, row by row, and the player's `start`."""
         cells = [str(word) for word in rng.choice(list(CONTENT), GRID**2, p=list(CONTENT.values()))]
         start, kind = str(rng.choice(PLACES)), QUESTIONS[int(rng.integers(len(QUESTIONS)))]
@@ -64,7 +65,8 @@ class Rooms:
             leave_one_way(cells, start, rng)
         else:
             question = f"Moves {' '.join(rng.choice(list(MOVES), MOVES_ASKED))} : {kind}?"
-        row = {"image": draw(cells, start, rng, noise), "question": question, "cells": cells, "start": start, "world": self}
+        image = draw(cells, start, rng, noise, new_look)
+        row = {"image": image, "question": question, "cells": cells, "start": start, "world": self}
         return row | {"answer": answer_of(question, start, looking_at(cells))}
 
     def completion(self, row: dict[str, Any]) -> str:
@@ -147,12 +149,12 @@ def completion_text(question: str, start: str, look: Look) -> str:
     return f"<think> player {start} ; {seen} ; {said} {answer} </think> \\boxed{{ {answer} }}"
 
 
-def draw(cells: list[str], start: str, rng: np.random.Generator, noise: float) -> Image.Image:
-    """Paint the grid; ground, colours, places and sizes vary."""
+def draw(cells: list[str], start: str, rng: np.random.Generator, noise: float, rings: bool) -> Image.Image:
+    """Paint the grid, coins as dull rings or as golden discs; ground, colours, places and sizes vary."""
     floor = ground(rng)
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(floor.astype(int).tolist()))
     canvas = ImageDraw.Draw(image)
-    dark, gold, blue = shade(rng, (floor - DARKER).tolist()), shade(rng, GOLD), shade(rng, BLUE)
+    dark, coin, blue = shade(rng, (floor - DARKER).tolist()), shade(rng, DULL if rings else GOLD), shade(rng, BLUE)
     for i, word in enumerate(cells):
         center = (np.array([i % GRID, i // GRID]) + 0.5 + rng.uniform(-0.08, 0.08, 2)) * CELL
         large = rng.uniform(0.3, 0.42) * CELL
@@ -164,8 +166,10 @@ def draw(cells: list[str], start: str, rng: np.random.Generator, noise: float) -
             canvas.rectangle(_box(center, large), fill=dark)
         elif word == "hole":
             canvas.ellipse(_box(center, large), outline=dark, width=2)
+        elif word == "coin" and rings:
+            canvas.ellipse(_box(center, large), outline=coin, width=2)
         elif word == "coin":
-            canvas.ellipse(_box(center, small), fill=gold)
+            canvas.ellipse(_box(center, small), fill=coin)
     return grain(image, rng, noise)
 
 

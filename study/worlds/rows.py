@@ -16,7 +16,7 @@ SEED = 2601_00502
 SPLITS = ("train", "validation", "test")
 PRETRAINING_NOISE = (8.0, 48.0)  # grey levels, from picture to picture
 LESSONS = 0.5  # share of the pretraining rows that are lessons, where they differ from answers
-NOISE = {"eyes": 120.0, "rooms": 40.0}  # grey levels, of every row below: chosen by the bases' acceptance
+NOISE = {"eyes": 60.0, "rooms": 40.0}  # grey levels, of every row below: chosen by the bases' acceptance
 
 Rows = list[dict[str, Any]]
 
@@ -24,7 +24,7 @@ Rows = list[dict[str, Any]]
 def world_rows(world: World, split: str, count: int) -> Rows:
     """The first `count` rows of a split."""
     number = SPLITS.index(split)
-    return [world.sample_row(np.random.default_rng([SEED, number, i]), NOISE[world.name]) for i in range(count)]
+    return [world.sample_row(np.random.default_rng([SEED, number, i]), NOISE[world.name], True) for i in range(count)]
 
 
 def under_trained_views(world: World, rows: Rows) -> Rows:
@@ -55,7 +55,7 @@ def _changed(rows: Rows, stream: int, view: Callable[[Image.Image, np.random.Gen
 
 def pretraining_example(world: World, rng: np.random.Generator, level: Level, options: PretrainOptions) -> dict[str, Any]:
     """A row of `world` as pretraining takes it: some noise, half of the pictures occluded or cropped, the truth as text."""
-    row = world.sample_row(rng, rng.uniform(*PRETRAINING_NOISE))
+    row = world.sample_row(rng, rng.uniform(*PRETRAINING_NOISE), False)
     row |= {"image": corrupt(row["image"], rng), "completion": world.completion(row)}
     if world.lesson(row) != (row["question"], row["completion"]) and rng.random() < LESSONS:
         row["question"], row["completion"] = world.lesson(row)

@@ -190,7 +190,7 @@ def test_the_mean_colour_probe_finds_what_is_there():
 
 
 def test_acceptance_names_what_fails():
-    good = Acceptance(0.92, 0.6, 0.5, 0.4, 0.5, 0.9, 0.2, 0.2, 0.22, 0.33)
+    good = Acceptance(0.92, 0.6, 0.5, 0.4, 0.5, 0.9, 0.2, 0.2, 0.02, 0.33)
     assert good.failures() == []
     assert dataclasses.replace(good, detector=0.8).failures() == ["the detector's AUROC is 0.80, at least 0.90 is asked"]
     assert len(Acceptance(0.8, 0.9, 0.5, 0.4, 0.5, 0.1, 0.5, 0.2, 0.5, 0.6).failures()) == 6
