@@ -77,7 +77,7 @@ AUGMENTED = {**GRPO, "augment": 0.5}
 CONSISTENT = {"perception_loss": "consistency", "tokens": "all", "advantage_gate": False}
 RIVALS = {
     "grpo": [{**GRPO, "learning_rate": rate} for rate in (1.5e-4, 3e-4, 6e-4, 1.2e-3)],
-    "cppo": [{"learning_rate": 3e-4}, *({"learning_rate": 6e-4, "cpl_weight": weight} for weight in (0.01, 0.03, 0.1))],
+    "cppo": [{"learning_rate": 3e-4}, *({"learning_rate": 6e-4, "cpl_weight": weight} for weight in (0.003, 0.01, 0.03))],
     "augmented": [
         {**AUGMENTED, "learning_rate": 3e-4},
         *({**AUGMENTED, "learning_rate": 6e-4, "augment": share} for share in (0.25, 0.5, 1.0)),
