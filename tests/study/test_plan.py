@@ -66,7 +66,9 @@ def test_every_arm_is_a_valid_config_that_differs_from_the_defaults_as_the_table
     assert changed - follows <= arm.changes.keys() <= set(HASHED)
     assert config["learning_rate"] == arm.changes.get("learning_rate", 3e-4)  # the default when the study began
     assert all((config | dataclasses.asdict(run.controls))[name] == value for name, value in arm.changes.items())
-    assert config["steps"] == {"grpo_equal_time": 140, "cppo_longer": 140, "untrained": 1}.get(arm.name.partition("-")[0], 80)
+    assert config["steps"] == {"grpo_equal_time": 140, "cppo_longer": 140, "augmented_tuned": 112, "untrained": 1}.get(
+        arm.name.partition("-")[0], 80
+    )
 
 
 def test_the_main_arms_are_those_of_the_issue():
