@@ -14,9 +14,10 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses=log
 # numbers and asserts are checked, pictures are not; CPPO_FAST shortens training; stubs of exercises are left out
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/notebooks/sanitize.cfg
 NBTEST := CPPO_FAST=1 TQDM_DISABLE=1 $(PYTEST) $(NBVAL) notebooks/
-NBCONVERT := $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False
+# CPPO_FRAMES: explorers show frames, because a committed page has no sliders
+NBCONVERT := CPPO_FRAMES=1 $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False
 CORE := $(foreach name,training families policy cpl grpo perception packing adapters,tests/test_$(name).py)
-COURSE := $(sort $(wildcard notebooks/0*.ipynb) $(wildcard notebooks/exercises/solutions/*.ipynb))
+COURSE := $(sort $(wildcard notebooks/[0-9]*.ipynb) $(wildcard notebooks/exercises/solutions/*.ipynb))
 
 demo: $(VENV)/.base  ## train the tiny VLM with CPPO on the CPU (METHOD=grpo for the baseline)
 	HF_HUB_OFFLINE=1 $(RUN) -m cppo_ref demo --method $(METHOD)

@@ -1,0 +1,3 @@
+"""stub"""
+def write_decks(paths, folder):
+    folder.mkdir(parents=True)
