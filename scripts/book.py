@@ -20,10 +20,21 @@ PAGES = ("README.md", "docs/*.md", "study/*.md", "notebooks/*.ipynb", "notebooks
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)[^)\s]*\)")
 OWN = {"index.md": "docs/book/index.md", "slides.md": "docs/book/slides.md"}  # pages of the book's own
 VENDORED = {  # what the pages load in a reader's browser: package -> its folder, what is taken of it, where it goes
-    "sphinx-mathjax-offline": ("sphinx-mathjax-offline/static/mathjax", ("tex-mml-chtml.js", "output/chtml"), "_static/mathjax"),
+    "sphinx-mathjax-offline": (
+        "sphinx-mathjax-offline/static/mathjax",
+        ("tex-mml-chtml.js", "output/chtml"),
+        "_static/mathjax",
+    ),
     "sphinx-revealjs": (
         "sphinx_revealjs/_static/revealjs",
-        ("dist/reveal.js", "dist/reveal.css", "dist/theme/white.css", "plugin/notes", "LICENSE"),
+        (
+            "dist/reveal.js",
+            "dist/reveal.css",
+            "dist/theme/white.css",
+            "dist/theme/fonts/source-sans-pro",
+            "plugin/notes",
+            "LICENSE",
+        ),
         "_static/reveal",
     ),
 }
@@ -51,9 +62,11 @@ def linked_files(text: str) -> Iterator[str]:
 
 
 def page(path: Path) -> str:
-    """The text of a page; a notebook's set-up cell is folded, and its figures carry their descriptions as a browser wants them."""
+    """The text of a page; a notebook's set-up cell is folded, and its figures carry their descriptions as HTML does."""
     if path.suffix != ".ipynb":
-        return path.read_text(encoding="utf-8").replace("](notebooks/exercises)", "](notebooks/exercises/01_rollouts_and_rewards.ipynb)")
+        return path.read_text(encoding="utf-8").replace(
+            "](notebooks/exercises)", "](notebooks/exercises/01_rollouts_and_rewards.ipynb)"
+        )
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -80,7 +93,7 @@ def main() -> int:
     source = BOOK / "source"
     lay_out(ROOT, source)
     vendor(source)
-    slides.write_decks(sorted(ROOT.glob("notebooks/[0-9]*.ipynb")), source / "_extra" / "slides")
+    slides.write_decks(slides.NOTEBOOKS, source / "_extra" / "slides")
     options = ["-W", "--keep-going", "-q", "-b", "html", "-c", str(ROOT / "docs" / "book")]
     command = [sys.executable, "-m", "sphinx", *options, "-d", str(BOOK / "doctrees"), str(source), str(BOOK / "html")]
     status = subprocess.run(command, check=False).returncode

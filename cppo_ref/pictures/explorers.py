@@ -53,7 +53,7 @@ class Explorer:
             fig, axes = plt.subplots(2, 3, figsize=(9, 4), height_ratios=[1.3, 1], sharey="row")
             for (top, bottom), (name, picture), chance in zip(axes.T, pictures.items(), chances, strict=True):
                 plots.show_image(top, picture, f"{name}: H = {torch.special.entr(chance).sum():.2f} nats")
-                bottom.bar([self.policy.tokenizer.decode([i]) for i in words.tolist()], chance[words], color=plots.BLUE)
+                bottom.bar([self.policy.tokenizer.decode([i]) for i in words.tolist()], chance[words].numpy(), color=plots.BLUE)
             axes[1, 0].set(ylabel="probability", ylim=(0, 1))
             fig.suptitle(f"token {token}, “{self.tokens[token]}”: ΔH = {shift[token]:+.2f} nats")
         return fig
@@ -80,4 +80,4 @@ def explore(make: Callable[..., Figure], frames: Sequence[Mapping[str, Any]], al
         else:
             made[name] = (widgets.ToggleButtons if isinstance(kind[0], tuple) else widgets.Dropdown)(options=kind, **begin)
     output = widgets.interactive_output(lambda **values: plots.show(alt, make(**values)), made)
-    return widgets.VBox([widgets.Box(list(made.values()), layout={"flex_flow": "row wrap"}), output])
+    return widgets.VBox([widgets.Box(list(made.values()), layout={"flex_flow": "row wrap", "max_width": "930px"}), output])
