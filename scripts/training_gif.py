@@ -26,7 +26,7 @@ from cppo_ref.worlds.shapes import label_tokens
 
 ROOT = Path(__file__).parents[1]
 CONFIG = CPPOConfig(steps=80, unpack=True)
-PICTURE = 5  # of the shifted test pictures
+PICTURE = 6  # of the shifted test pictures; of the first 14 the one that changes most
 EVERY = 4  # steps between frames
 STRENGTH = 3.0  # of the view that hides the picture, so that most cells are hidden
 
@@ -49,7 +49,7 @@ def frame(policy: Policy, row: dict[str, Any], accuracy: list[float]) -> Image.I
         right = said == row["answer"]
         verdict = f"answer {said}: " + ("right" if right else f"wrong, it is {row['answer']}")
         fig.text(0.02, 0.03, verdict, color=GREEN if right else VERMILION, weight="bold", size=13)
-        fig.text(0.98, 0.03, "framed: wrong about its cell; orange: depends on the picture", ha="right", size=9)
+        fig.text(0.02, 0.4, "framed: wrong about its cell; orange: depends on the picture", size=8)
         file = io.BytesIO()
         fig.savefig(file)
         plt.close(fig)
@@ -73,7 +73,10 @@ def film(number: int = PICTURE) -> list[Image.Image]:
 
 def write(frames: list[Image.Image], path: Path) -> Path:
     """One palette for all frames; the first and the last stay longer."""
-    palette = frames[-1].quantize(96)
+    both = Image.new("RGB", (frames[0].width, 2 * frames[0].height))
+    both.paste(frames[0])
+    both.paste(frames[-1], (0, frames[0].height))
+    palette = both.quantize(128)
     pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in frames]
     seconds = [2500, *[450] * (len(frames) - 2), 4000]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=seconds, loop=0, optimize=True)

@@ -1,4 +1,4 @@
-"""The book and the slides, as far as they can be seen without building them; tests/e2e/read_book.py reads the whole in a browser."""
+"""The book and the slides, as far as they can be seen without building them; tests/e2e/read_book.py reads the whole."""
 
 import re
 import subprocess
