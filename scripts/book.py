@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -49,16 +48,19 @@ def lay_out(root: Path, folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         text = page(path)
         target.write_text(text, encoding="utf-8")
-        for linked in linked_files(text):
+        for linked in linked_files(path):
             source, copy = root / Path(name).parent / linked, target.parent / linked
             if source.is_file() and not copy.exists() and source.suffix not in (".md", ".ipynb"):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, copy)
 
 
-def linked_files(text: str) -> Iterator[str]:
+def linked_files(path: Path) -> list[str]:
     """The files that a page links to or shows, as paths from its folder."""
-    yield from LINK.findall(text)
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "markdown")
+    return LINK.findall(text)
 
 
 def page(path: Path) -> str:

@@ -32,12 +32,7 @@ def test_every_page_and_what_it_links_to_is_laid_out(source):
     assert {"index.md", "slides.md", "README.md", "docs/results.md", "study/protocol.md"} <= names
     assert {f"notebooks/{path.name}" for path in ROOT.glob("notebooks/*.ipynb")} <= names
     assert {f"notebooks/exercises/{path.name}" for path in ROOT.glob("notebooks/exercises/*.ipynb")} <= names
-    broken = [
-        (path.name, to)
-        for path, text in texts(source).items()
-        for to in book.linked_files(text)
-        if not (path.parent / to).is_file()
-    ]
+    broken = [(path.name, to) for path in texts(source) for to in book.linked_files(path) if not (path.parent / to).is_file()]
     assert broken == []
 
 
