@@ -25,6 +25,7 @@ EQUATION = re.compile(r"\$\$.+?\$\$", re.DOTALL)
 PREDICT = re.compile(r"^(?:.*\S )?\*\*Predict.*$", re.MULTILINE)
 BOLD = re.compile(r"\*\*(?!Predict|Figure)(.+?)\*\*")
 SENTENCE = re.compile(r"\A[^#|*$\n<-].*?[.!?](?=\s|\Z)")
+LINK = re.compile(r"\]\((?!\w+:|#)([^)\s]+?)\.(?:ipynb|md)(#[^)\s]*)?\)")  # to another page of the book
 TAKEAWAY = re.compile(r"Takeaway: (.+)", re.DOTALL)
 
 
@@ -47,6 +48,8 @@ def deck(notebook: NotebookNode) -> NotebookNode:
                 slides.append(slide(f"## {section}\n\n{figure}\n\n{message[0].upper()}{message[1:]}"))
             slides += text_slides(cell.source, section)
         figure = ""
+    for cell in slides:
+        cell.source = LINK.sub(r"](../notebooks/\1.html\2)", cell.source)
     return new_notebook(cells=slides, metadata=notebook.metadata)
 
 
@@ -103,6 +106,7 @@ def write_decks(paths: list[Path], folder: Path) -> None:
     exporter = SlidesExporter(
         reveal_url_prefix="../_static/reveal",
         reveal_theme="white",
+        exclude_anchor_links=True,
         template_name="slides",
         extra_template_basedirs=[str(TEMPLATES)],
     )

@@ -104,6 +104,16 @@ def test_tags_overrule_what_a_deck_shows():
     assert kinds(lesson(shown, hidden))[2:] == [("slide", "Any words.")]
 
 
+def test_links_between_notebooks_lead_to_the_pages_of_the_book():
+    cell = new_markdown_cell(
+        "See [05](05_x.ipynb), [ours](../docs/a.md#b) and [theirs](https://arxiv.org/a.md).", metadata={"tags": ["slide"]}
+    )
+    (_, text) = kinds(lesson(cell))[2]
+    assert (
+        text == "See [05](../notebooks/05_x.html), [ours](../notebooks/../docs/a.html#b) and [theirs](https://arxiv.org/a.md)."
+    )
+
+
 def test_decks_ask_the_network_for_nothing(tmp_path):
     slides.write_decks([ROOT / "notebooks" / "10_playground.ipynb"], tmp_path)
     text = (tmp_path / "10_playground.html").read_text()
