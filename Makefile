@@ -7,16 +7,17 @@ PIP := $(VENV)/bin/pip install --quiet --constraint constraints.txt
 # two math threads beat four on a small model; one setting for all keeps numbers comparable
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo gpu test test-lowest test-torchvision lab lint notebooks exercises links wheel e2e clean
+.PHONY: demo gpu test test-lowest test-torchvision lab lint notebooks exercises links wheel book read e2e clean
 
 # a file per process and one thread each: processes that share cores and take two threads wait for each other
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 # numbers and asserts are checked, pictures are not; CPPO_FAST shortens training; stubs of exercises are left out
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/notebooks/sanitize.cfg
 NBTEST := CPPO_FAST=1 TQDM_DISABLE=1 $(PYTEST) $(NBVAL) notebooks/
-NBCONVERT := $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False
+# CPPO_FRAMES: explorers show frames, because a committed page has no sliders
+NBCONVERT := CPPO_FRAMES=1 $(VENV)/bin/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False
 CORE := $(foreach name,training families policy cpl grpo perception packing adapters,tests/test_$(name).py)
-COURSE := $(sort $(wildcard notebooks/0*.ipynb) $(wildcard notebooks/exercises/solutions/*.ipynb))
+COURSE := $(sort $(wildcard notebooks/[0-9]*.ipynb) $(wildcard notebooks/exercises/solutions/*.ipynb))
 
 demo: $(VENV)/.base  ## train the tiny VLM with CPPO on the CPU (METHOD=grpo for the baseline)
 	HF_HUB_OFFLINE=1 $(RUN) -m cppo_ref demo --method $(METHOD)
@@ -56,8 +57,15 @@ wheel: $(RUN)  ## one file to install from, data included: what the notebooks as
 	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip wheel --quiet --no-deps --wheel-dir dist .
 	ls dist/cppo_ref-*.whl
 
+book: $(VENV)/.book  ## make the course a site with search, in build/book/html, and slides; nothing is run, no network is used
+	$(RUN) scripts/book.py
+
 e2e: $(VENV)/.e2e  ## run notebooks in JupyterLab in a real browser (NOTEBOOKS="a.ipynb b.ipynb"; default: all)
 	$(RUN) tests/e2e/run_notebooks.py $(NOTEBOOKS)
+	$(RUN) tests/e2e/move_a_slider.py
+
+read: book $(VENV)/.e2e  ## make the book and read it in a real browser
+	$(RUN) tests/e2e/read_book.py
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)
@@ -84,6 +92,10 @@ $(VENV)/.dev: $(VENV)/.base
 	.venv-torchvision/bin/pip freeze | grep ^torch >> .venv-torchvision/constraints.txt
 	.venv-torchvision/bin/pip install --quiet --constraint .venv-torchvision/constraints.txt --editable . beartype pytest pytest-xdist
 	.venv-torchvision/bin/python -c "import torchvision"
+	touch $@
+
+$(VENV)/.book: $(VENV)/.dev
+	$(PIP) --editable ".[book]"
 	touch $@
 
 $(VENV)/.e2e: $(VENV)/.dev

@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GITHUB = "https://github.com/"
+COLAB_URL = "https://colab.research.google.com"
 NAME = re.compile(r"[a-z\d](?:-?[a-z\d])*/\w(?:[\w.-]*\w)?", re.ASCII | re.IGNORECASE)
 BADGE = re.compile(r"\[!\[Open In Colab\]\(\S+\)\]\(\S+\)\n\n")
 CLONE = re.compile(r"^(?:git clone \S+(?: && |\n)cd \S+|# clone this repository.*)$", re.MULTILINE)
@@ -73,13 +74,21 @@ def front(text: str, notebook: str, repository: str) -> str:
     )
     if repository:
         title, rest = text.split("\n\n", 1)
-        target = f"https://colab.research.google.com/github/{repository}/blob/main/{notebook}"
-        badge = f"[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({target})"
+        target = f"{COLAB_URL}/github/{repository}/blob/main/{notebook}"
+        badge = f"[![Open In Colab]({COLAB_URL}/assets/colab-badge.svg)]({target})"
         text = f"{title}\n\n{badge}\n\n{rest}"
         clone = f"git clone {GITHUB}{repository} && cd {repository.split('/')[1]}"
         colab = "**Colab**: press the badge above and run the cells in order. The next cell installs what Colab lacks"
     text = CLONE.sub(clone, text, count=1)
     return COLAB.sub(f"{colab}; the runtime needs no GPU and no restart.", text, count=1)
+
+
+def book_buttons(repository: str) -> dict[str, object]:
+    """The book's buttons that lead to the repository and to Colab: none while no address is set."""
+    if not repository:
+        return {}
+    where = {"repository_url": GITHUB + repository, "repository_branch": "main", "use_repository_button": True}
+    return where | {"launch_buttons": {"colab_url": COLAB_URL}}
 
 
 def notebook_page(text: str, path: str, repository: str) -> str:

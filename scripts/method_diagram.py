@@ -66,18 +66,18 @@ def _draw_views(ax: Axes) -> None:
         ax.imshow(picture, extent=(6, 19, bottom, bottom + 13), interpolation="nearest")
         ax.add_patch(Rectangle((6, bottom), 13, 13, fill=False, edgecolor=FRAMES[name], lw=3))
         ax.text(12.5, bottom + 14.6, title, ha="center", va="center", weight="bold", color=FRAMES[name])
-        _arrow(ax, (19.6, bottom + 6.5), (25, bottom + 6.5))
+        arrow(ax, (19.6, bottom + 6.5), (25, bottom + 6.5))
         if name != "I":
-            _arrow(ax, (5.6, 50.5), (2, 50.5), (2, bottom + 6.5), (5.4, bottom + 6.5), color=FRAMES[name])
+            arrow(ax, (5.6, 50.5), (2, 50.5), (2, bottom + 6.5), (5.4, bottom + 6.5), color=FRAMES[name])
     ax.text(12.5, 41.9, "q: how many red?", ha="center", va="center", style="italic")
 
 
 def _draw_policy(ax: Axes) -> None:
-    _box(ax, (25.4, 4), (11, 53), "#f2f2f2", "#666666")
+    box(ax, (25.4, 4), (11, 53), "#f2f2f2", "#666666")
     ax.text(30.9, 36, "one\npolicy\nπ", ha="center", va="center", weight="bold", fontsize=17)
     ax.text(30.9, 22, "a VLM in\n4 bits with\nLoRA\nadapters", ha="center", va="center")
     for height in (50.5, 29.5, 10.5):
-        _arrow(ax, (36.8, height), (41, height))
+        arrow(ax, (36.8, height), (41, height))
 
 
 def _draw_rollouts(ax: Axes) -> None:
@@ -91,19 +91,19 @@ def _draw_rollouts(ax: Axes) -> None:
         color = GREEN if advantage > 0 else VERMILION
         ax.text(79, bottom + 1.9, f"{reward:.1f}", ha="center", va="center", color=color, weight="bold")
         ax.text(95, bottom + 1.9, f"{advantage:+.2f}".replace("-", "−"), ha="center", va="center", color=color, weight="bold")
-        _arrow(ax, (82.5, bottom + 1.9), (90, bottom + 1.9))
-    _arrow(ax, (100, 50.5), (107, 50.5))
+        arrow(ax, (82.5, bottom + 1.9), (90, bottom + 1.9))
+    arrow(ax, (100, 50.5), (107, 50.5))
 
 
 def _draw_detection(ax: Axes) -> None:
     _title(ax, 42, 38.5, 4, "entropy shift  ΔH = H⁻ − H")
     _strip(ax, 42, 30.5, COMPLETIONS[0].split(), SHIFTS, SELECTED)
     ax.text(42, 27.6, "the same tokens, scored again under I⁻", va="center", style="italic")
-    _arrow(ax, (74, 32.4), (79, 32.4))
+    arrow(ax, (74, 32.4), (79, 32.4))
     ax.text(80, 32.4, "perception tokens:\nlargest ΔH (framed)", va="center", weight="bold")
-    _arrow(ax, (95, 42.5), (95, 36))
+    arrow(ax, (95, 42.5), (95, 36))
     ax.text(96.2, 40, "A > 0", va="center")
-    _arrow(ax, (90, 28.8), (90, 23.5))
+    arrow(ax, (90, 28.8), (90, 23.5))
 
 
 def _draw_contrast(ax: Axes) -> None:
@@ -117,8 +117,8 @@ def _draw_contrast(ax: Axes) -> None:
         color = FRAMES[other]
         ax.text(center, 14.8, f"{name} = {_divergence(other):.2f}", ha="center", va="center", color=color, weight="bold")
         ax.text(center, 11.6, wish, ha="center", va="center", color=color)
-        _head(ax, (center - 4, 8.8), (center + 4, 8.8), "<->", color)
-    _arrow(ax, (101, 10.5), (107, 10.5))
+        head(ax, (center - 4, 8.8), (center + 4, 8.8), "<->", color)
+    arrow(ax, (101, 10.5), (107, 10.5))
 
 
 def _divergence(name: str) -> float:
@@ -132,15 +132,15 @@ def _draw_losses(ax: Axes) -> None:
         (4, BLUE, "CPL", "softplus\n((KL⁺ − KL⁻) / τ)"),
     ]
     for bottom, color, name, note in losses:
-        _box(ax, (107.4, bottom), (21, 13), "#ffffff", color)
+        box(ax, (107.4, bottom), (21, 13), "#ffffff", color)
         ax.text(117.9, bottom + 10, name, ha="center", va="center", weight="bold", fontsize=16, color=color)
         ax.text(117.9, bottom + 4.6, note, ha="center", va="center")
-    _box(ax, (107.4, 24), (21, 13), "#f2f2f2", "#666666")
+    box(ax, (107.4, 24), (21, 13), "#f2f2f2", "#666666")
     _title(ax, 111.5, 34, 6, "update")
     ax.text(117.9, 28.4, "GRPO + λ · CPL\ninto the adapters", ha="center", va="center")
-    _arrow(ax, (117.9, 43.4), (117.9, 37.8), color=ORANGE)
-    _arrow(ax, (117.9, 17.6), (117.9, 23.2), color=BLUE)
-    _arrow(ax, (129, 30.5), (130.8, 30.5), (130.8, 1.2), (30.9, 1.2), (30.9, 3.4))
+    arrow(ax, (117.9, 43.4), (117.9, 37.8), color=ORANGE)
+    arrow(ax, (117.9, 17.6), (117.9, 23.2), color=BLUE)
+    arrow(ax, (129, 30.5), (130.8, 30.5), (130.8, 1.2), (30.9, 1.2), (30.9, 3.4))
     ax.text(118, 2.4, "next step", ha="center", va="center", style="italic")
 
 
@@ -164,19 +164,19 @@ def _title(ax: Axes, left: float, height: float, number: int, text: str) -> None
     ax.text(left + 4, height, text, va="center", weight="bold", fontsize=14)
 
 
-def _box(ax: Axes, corner: Point, size: Point, face: str, edge: str) -> None:
+def box(ax: Axes, corner: Point, size: Point, face: str, edge: str) -> None:
     shape = "round,pad=0,rounding_size=1.2"
     ax.add_patch(FancyBboxPatch(corner, *size, boxstyle=shape, facecolor=face, edgecolor=edge, lw=2.2))
 
 
-def _arrow(ax: Axes, start: Point, *stops: Point, color: str = "#444444") -> None:
+def arrow(ax: Axes, start: Point, *stops: Point, color: str = "#444444") -> None:
     """Straight pieces from `start` through `stops`, the last with a head."""
     path = [start, *stops]
     ax.plot([x for x, _ in path[:-1]], [y for _, y in path[:-1]], color=color, lw=1.8, solid_joinstyle="miter")
-    _head(ax, path[-2], path[-1], "-|>,head_width=0.35,head_length=0.6", color)
+    head(ax, path[-2], path[-1], "-|>,head_width=0.35,head_length=0.6", color)
 
 
-def _head(ax: Axes, start: Point, end: Point, shape: str, color: str) -> None:
+def head(ax: Axes, start: Point, end: Point, shape: str, color: str) -> None:
     look = {"arrowstyle": shape, "color": color, "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", xy=end, xytext=start, arrowprops=look)
 

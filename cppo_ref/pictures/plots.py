@@ -37,11 +37,11 @@ def style() -> Any:
     return plt.rc_context(STYLE)
 
 
-def show(alt: str) -> None:
-    """Show the current figure in a notebook, with the description `alt` for screen readers, and close it."""
+def show(alt: str, figure: Figure | None = None) -> None:
+    """Show a figure (None: the current one) in a notebook, with the description `alt` for screen readers, and close it."""
     from IPython.display import display  # there wherever a notebook runs
 
-    figure = plt.gcf()
+    figure = figure or plt.gcf()
     display(figure, metadata={"image/png": {"alt": alt}})
     plt.close(figure)
 
