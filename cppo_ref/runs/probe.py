@@ -12,7 +12,7 @@ import torch
 
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.evaluation import correctness
-from cppo_ref.examples.loading import load_rows, step_rows
+from cppo_ref.examples.loading import rows_for, step_rows
 from cppo_ref.examples.rows import Rows, images_of, row_at
 from cppo_ref.examples.views import blanked, views_of
 from cppo_ref.rewards import extract_boxed, format_reward, reward
@@ -66,20 +66,22 @@ def run_probe(policy: Policy, rows: Rows, config: CPPOConfig, count: int) -> Pro
     shift = scored_entropy(policy, removed, rollouts, config) - rollouts.entropy
     greedy, blind = (_sample(policy, some, config, greedy=True) for some in (first, [blanked(row) for row in first]))
     check_image_matters(policy, greedy, blind, config.micro_batch_size)
+    answers = zip(*([extract_boxed(text) or text for text in r.texts] for r in (greedy, blind)), strict=True)
     start = time.perf_counter()
     silent = check_gradients(policy, rollouts, config)
     learned = time.perf_counter() - start
+    held = rows_for(config, "validation") if config.data == "shapes" else rows  # as evaluation reads them
     rewards = torch.tensor([reward(t, a) for t, a in zip(rollouts.texts, rollouts.answers, strict=True)])
     groups = rewards.view(-1, config.group_size)
     return Probe(
-        prompts=prompts_text(policy, first[0], _evaluation_row(rows, config)),
+        prompts=prompts_text(policy, first[0], row_at(held, len(held) - 1)),
         completions=len(rewards),
         right=float(correctness([rollouts]).mean()),
         formatted=sum(map(format_reward, rollouts.texts)) / len(rewards),
         dead=(groups == groups[:, :1]).all(dim=1).float().mean().item(),
         finished=rollouts.finished.float().mean().item(),
         tokens=rollouts.completion_mask.sum(dim=1).float().mean().item(),
-        changed=sum(_answer(a) != _answer(b) for a, b in zip(greedy.texts, blind.texts, strict=True)) / count,
+        changed=sum(before != after for before, after in answers) / count,
         shift=shift[rollouts.completion_mask].quantile(torch.tensor([0.1, 0.5, 0.9], device=shift.device)).tolist(),
         disagreement=disagreement,
         silent=silent,
@@ -100,17 +102,6 @@ def _sample(policy: Policy, rows: list[dict[str, Any]], config: CPPOConfig, gree
         batch_size=config.rollout_batch_size,
         rng=torch.Generator().manual_seed(stream_seed(config.seed, 0, 0)),
     )
-
-
-def _evaluation_row(rows: Rows, config: CPPOConfig) -> dict[str, Any]:
-    """A row as evaluation reads it: of the validation split, or the last of a user's own."""
-    own = config.data != "shapes"
-    held = rows if own else load_rows("shapes", "validation", config.level, instruction=config.instruction)
-    return row_at(held, len(held) - 1)
-
-
-def _answer(text: str) -> str:
-    return extract_boxed(text) or text
 
 
 def scored_entropy(policy: Policy, prompts: Prompts, rollouts: Rollouts, config: CPPOConfig) -> torch.Tensor:
@@ -173,16 +164,14 @@ def check_gradients(policy: Policy, rollouts: Rollouts, config: CPPOConfig) -> l
 def prompts_text(policy: Policy, train: dict[str, Any], evaluation: dict[str, Any]) -> str:
     """The prompts of a training and an evaluation row as the model reads them, with their images' sizes."""
     lines, ends = [], []
+    image_id = getattr(policy.vlm.config, "image_token_id", None)
     for kind, row in (("training", train), ("evaluation", evaluation)):
         ids = policy.encode([images_of(row)], [row["question"]]).inputs["input_ids"][0].tolist()
-        image_id = getattr(policy.vlm.config, "image_token_id", None)
-        text = policy.tokenizer.decode([i for i in ids if i != image_id])
-        sizes = [f"{image.width}×{image.height}" for image in images_of(row)]
         fitted = [fit_pixels(image, policy.max_pixels) for image in images_of(row)]
-        read = [f"{image.width}×{image.height}" for image in fitted]
-        lines.append(f"{kind} prompt: {len(ids)} tokens, {ids.count(image_id)} of them images; {', '.join(sizes)}")
-        lines[-1] += f" read as {', '.join(read)}" if read != sizes else ""
-        lines.append(f"  {text!r}")
+        size, read = (", ".join(f"{i.width}×{i.height}" for i in images) for images in (images_of(row), fitted))
+        scaled = f" read as {read}" if read != size else ""
+        lines.append(f"{kind} prompt: {len(ids)} tokens, {ids.count(image_id)} of them images; {size}{scaled}")
+        lines.append(f"  {policy.tokenizer.decode([i for i in ids if i != image_id])!r}")
         ends.append(ids[::-1])
     same = next((i for i, (a, b) in enumerate(zip(*ends, strict=False)) if a != b), min(map(len, ends)))
     return "\n".join([*lines, f"both end in the same {same} tokens"])
@@ -190,20 +179,18 @@ def prompts_text(policy: Policy, train: dict[str, Any], evaluation: dict[str, An
 
 def verdicts(probe: Probe) -> list[str]:
     """What stands in the way of learning, and what to change; nothing if nothing does."""
-    found = []
-    if probe.finished == 0:
-        found.append("every completion was cut: raise --max_new_tokens, or ask for shorter answers with --instruction")
-    if probe.formatted == 0:
-        found.append("no completion has the format: say in --instruction that the answer belongs into \\boxed{}")
-    if probe.right == 0:
-        found.append("no answer is right, so accuracy teaches nothing: check the prompt, take easier rows or a stronger model")
-    if probe.right == 1:
-        found.append("every answer is right, so there is nothing to learn: take harder rows")
-    elif probe.dead > 0.8:
-        found.append(f"{probe.dead:.0%} of the groups teach nothing: take rows that are right now and then, or a larger group")
-    if probe.changed == 0:
-        found.append("no answer changes when the image is blank: the model does not look, or the rows do not need the image")
-    return found
+    dead = f"{probe.dead:.0%} of the groups teach nothing: take rows that are right now and then, or a larger group"
+    obstacles = {
+        "every completion was cut: raise --max_new_tokens, or ask for shorter answers with --instruction": probe.finished == 0,
+        "no completion has the format: say in --instruction that the answer belongs into \\boxed{}": probe.formatted == 0,
+        "no answer is right, so accuracy teaches nothing: check the prompt, take easier rows or a stronger model": probe.right
+        == 0,
+        "every answer is right, so there is nothing to learn: take harder rows": probe.right == 1,
+        dead: probe.dead > 0.8 and probe.right < 1,
+        "no answer changes when the image is blank: the model does not look, or the rows do not need the image": probe.changed
+        == 0,
+    }
+    return [text for text, stands in obstacles.items() if stands]
 
 
 def probe_text(probe: Probe, config: CPPOConfig) -> str:

@@ -181,20 +181,18 @@ def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
 
 
 def _leaner(run: CPPOConfig) -> dict[str, dict[str, Any]]:
-    """Changes that cost no quality, then those that change the task; only what is not at its least already."""
-    changes: dict[str, dict[str, Any]] = {}
-    rows = run.prompts_per_step * run.group_size
+    """Options that ask for less, and what each changes; only what is not at its least already."""
+    rows, pixels = run.prompts_per_step * run.group_size, run.max_pixels or MAX_PIXELS
     sampled, micro = min(rows, run.rollout_batch_size), min(rows, run.micro_batch_size)
-    if micro > 1:
-        changes[f"--micro_batch_size 1 in place of {micro}"] = {"micro_batch_size": 1}
-    if not run.activation_checkpointing:
-        changes["--activation_checkpointing"] = {"activation_checkpointing": True}
-    if sampled > 1:
-        half = sampled // 2
-        changes[f"--rollout_batch_size {half} in place of {sampled}"] = {"rollout_batch_size": half}
-    pixels = run.max_pixels or MAX_PIXELS
+    less = {
+        "micro_batch_size": (micro, 1),
+        "rollout_batch_size": (sampled, sampled // 2),
+        "max_new_tokens": (run.max_new_tokens, run.max_new_tokens // 2),
+    }
+    changes = {f"--{name} {few} in place of {many}": {name: few} for name, (many, few) in less.items() if many > 1}
     changes[f"--max_pixels {pixels // 2}"] = {"max_pixels": pixels // 2}
-    if run.max_new_tokens > 1:
-        half = run.max_new_tokens // 2
-        changes[f"--max_new_tokens {half} in place of {run.max_new_tokens}"] = {"max_new_tokens": half}
-    return changes
+    return (
+        changes
+        if run.activation_checkpointing
+        else changes | {"--activation_checkpointing": {"activation_checkpointing": True}}
+    )

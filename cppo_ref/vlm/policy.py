@@ -5,7 +5,7 @@ the adapters switched off: no second copy of the weights is held.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -155,26 +155,25 @@ class Policy:
             yield
 
     @contextmanager
-    def learning(self) -> Iterator[None]:
-        """Inside, activations are checkpointed if that was switched on: transformers does so in train mode only."""
+    def _mode(self, train: bool) -> Iterator[None]:
+        """Inside, the model is in train mode or in eval mode."""
         was_training = self.model.training
-        self.model.train(self.activation_checkpointing)
+        self.model.train(train)
         try:
             yield
         finally:
             self.model.train(was_training)
 
+    def learning(self) -> AbstractContextManager[None]:
+        """Inside, activations are checkpointed if that was switched on: transformers does so in train mode only."""
+        return self._mode(train=self.activation_checkpointing)
+
     @contextmanager
     def scoring(self) -> Iterator[None]:
         """Inside, the model is in eval mode without a graph; unpacked float32 weights have the adapters merged into them."""
         merging = self.unpacked and self.dtype == torch.float32
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), merged_adapters(self.model) if merging else nullcontext():
-                yield
-        finally:
-            self.model.train(was_training)
+        with self._mode(train=False), torch.no_grad(), merged_adapters(self.model) if merging else nullcontext():
+            yield
 
 
 def load_policy(

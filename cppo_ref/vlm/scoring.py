@@ -33,13 +33,8 @@ def completion_logprobs(
 ) -> Float[Tensor, "B T"]:
     """log π of the completions' tokens behind their prompts; 0 off the mask. `batch_size` rows at a time (None: all)."""
 
-    def logprob(hidden: Tensor, ids: Tensor) -> Tensor:
-        """[N, H] and [N] to [N]: log-probability of each token."""
-        return token_logprobs(policy.logits(hidden, temperature=temperature), ids)
-
     def statistic(hidden: Tensor, rows: Tensor) -> Tensor:
-        """[R, T, H] to [R, T]: log-probability of each token."""
-        return over_tokens(logprob, mask[rows], hidden, ids[rows], vocabulary=policy.vocabulary)
+        return hidden_logprobs(policy, hidden, ids[rows], mask[rows], temperature)
 
     return _by_rows(policy, prompts, ids, mask, statistic, batch_size)
 
@@ -56,10 +51,21 @@ def completion_entropy(
     """The entropy of π before each token of the completions, in nats; 0 off the mask."""
 
     def statistic(hidden: Tensor, rows: Tensor) -> Tensor:
-        """[R, T, H] to [R, T]: entropy before each token."""
         return hidden_entropy(policy, hidden, mask[rows], temperature)
 
     return _by_rows(policy, prompts, ids, mask, statistic, batch_size)
+
+
+def hidden_logprobs(
+    policy: Policy, hidden: Float[Tensor, "B T H"], ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], temperature: float = 1.0
+) -> Float[Tensor, "B T"]:
+    """log π of tokens under the hidden states that predict them, with their graph; 0 off the mask."""
+
+    def logprob(hidden: Tensor, ids: Tensor) -> Tensor:
+        """[N, H] and [N] to [N]."""
+        return token_logprobs(policy.logits(hidden, temperature=temperature), ids)
+
+    return over_tokens(logprob, mask, hidden, ids, vocabulary=policy.vocabulary)
 
 
 @torch.no_grad()
@@ -68,24 +74,17 @@ def hidden_entropy(
 ) -> Float[Tensor, "B T"]:
     """The entropy of the distributions that hidden states stand for, in nats; 0 off the mask."""
 
-    def statistic(hidden: Tensor) -> Tensor:
-        """[N, H] to [N]: entropy of each distribution."""
+    def entropy(hidden: Tensor) -> Tensor:
+        """[N, H] to [N]."""
         return token_entropy(policy.logits(hidden, temperature=temperature))
 
-    return over_tokens(statistic, mask, hidden, vocabulary=policy.vocabulary)
+    return over_tokens(entropy, mask, hidden, vocabulary=policy.vocabulary)
 
 
 def _by_rows(
-    policy: Policy,
-    prompts: Prompts,
-    ids: Tensor,
-    mask: Tensor,
-    statistic: Callable[[Tensor, Tensor], Tensor],
-    batch_size: int | None,
+    policy: Policy, prompts: Prompts, ids: Tensor, mask: Tensor, statistic: Callable[..., Tensor], batch_size: int | None
 ) -> Tensor:
     """`statistic(hidden states, rows)` of all completions, `batch_size` of them at a time."""
-    values = []
+    parts = torch.arange(len(ids), device=ids.device).split(batch_size or max(len(ids), 1))
     with policy.scoring():
-        for rows in torch.arange(len(ids), device=ids.device).split(batch_size or max(len(ids), 1)):
-            values.append(statistic(policy.hidden_states(prompts.take(rows), ids[rows], mask[rows]), rows))
-    return torch.cat(values)
+        return torch.cat([statistic(policy.hidden_states(prompts.take(r), ids[r], mask[r]), r) for r in parts])
