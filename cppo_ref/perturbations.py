@@ -126,14 +126,10 @@ def noise_patches(image: Image.Image, rng: np.random.Generator, strength: float 
     pixels = np.array(image)
     height, width, _ = pixels.shape
     for _ in range(round(50 * strength)):
-        h, w = _patch_side(rng, height), _patch_side(rng, width)
+        h, w = (max(1, round(rng.uniform(0.05, 0.15) * side)) for side in (height, width))
         top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
         pixels[top : top + h, left : left + w] = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-def _patch_side(rng: np.random.Generator, length: int) -> int:
-    return max(1, round(rng.uniform(0.05, 0.15) * length))
 
 
 @keeps_mode
@@ -179,19 +175,12 @@ def blank(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -
     return Image.blend(image, Image.new("RGB", image.size, GREY), min(strength, 1.0))
 
 
-PRESERVING: dict[str, Perturbation] = {
-    "color_jitter": color_jitter,
-    "perspective": perspective,
-    "rotation": rotation,
-    "blur": blur,
-}
-REMOVING: dict[str, Perturbation] = {
-    "noise_patches": noise_patches,
-    "zoom_crop": zoom_crop,
-    "black_squares": black_squares,
-    "patch_mask": patch_mask,
-    "blank": blank,
-}
+def _by_name(*views: Perturbation) -> dict[str, Perturbation]:
+    return {view.__name__: view for view in views}
+
+
+PRESERVING = _by_name(color_jitter, perspective, rotation, blur)
+REMOVING = _by_name(noise_patches, zoom_crop, black_squares, patch_mask, blank)
 
 
 def preserve(

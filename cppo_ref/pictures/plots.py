@@ -58,6 +58,7 @@ def show_image(ax: Axes, image: Image.Image, title: str, *, edge: str = "#999999
 
 def draw_tokens(ax: Axes, tokens: Sequence[str], *, faces: Iterable[Any], outlined: Sequence[bool], columns: int = 44) -> None:
     """Lay tokens out as boxes that wrap after `columns` characters and at "\\n"; `outlined` ones are framed and bold."""
+    font: dict[str, Any] = {"ha": "center", "va": "center", "family": "monospace", "fontsize": 9}
     x, line = 0.0, 0
     for token, face, outline in zip(tokens, faces, outlined, strict=True):
         width = len(token) + 1.2
@@ -67,29 +68,14 @@ def draw_tokens(ax: Axes, tokens: Sequence[str], *, faces: Iterable[Any], outlin
             continue
         edge = BLACK if outline else "#d0d0d0"
         ax.add_patch(Rectangle((x + 0.1, line + 0.1), width - 0.2, 0.8, facecolor=face, edgecolor=edge, lw=1.6 * outline + 0.4))
-        weight = "bold" if outline else "normal"
-        ax.text(
-            x + width / 2,
-            line + 0.53,
-            token.replace("$", r"\$"),
-            ha="center",
-            va="center",
-            weight=weight,
-            family="monospace",
-            fontsize=9,
-        )
+        ax.text(x + width / 2, line + 0.53, token.replace("$", r"\$"), weight="bold" if outline else "normal", **font)
         x += width
     ax.set(xlim=(0, columns), ylim=(line + 1.1, 0))
     ax.axis("off")
 
 
 def plot_heatmap(
-    tokens: Sequence[str],
-    shift: Sequence[float],
-    selected: Sequence[bool],
-    views: Mapping[str, Image.Image],
-    *,
-    title: str = "",
+    tokens: Sequence[str], shift: Sequence[float], selected: Sequence[bool], views: Mapping[str, Image.Image], title: str = ""
 ) -> Figure:
     """A completion coloured by entropy shift (nats), perception tokens framed, below the views that it was scored under."""
     with style():
@@ -108,7 +94,8 @@ def plot_heatmap(
 def plot_perturbations(image: Image.Image, views: Mapping[str, Image.Image], preserving: Sequence[str]) -> Figure:
     """The original beside its views; the names in `preserving` are framed as preserving, the others as removing."""
     with style():
-        fig, grid = plt.subplots(-(-(len(views) + 1) // 5), 5, figsize=(9, 2.15 * -(-(len(views) + 1) // 5)))
+        lines = -(-(len(views) + 1) // 5)
+        fig, grid = plt.subplots(lines, 5, figsize=(9, 2.15 * lines))
         axes = grid.flatten()
         for ax in axes[len(views) + 1 :]:
             ax.axis("off")
@@ -142,17 +129,11 @@ def plot_training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]],
 
 
 def plot_before_after(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    examples: Sequence[tuple[Image.Image, Mapping[str, Sequence[Any]]]],
-    name: str,
+    before: Mapping[str, Any], after: Mapping[str, Any], examples: Sequence[tuple[Image.Image, Mapping[str, Any]]], name: str
 ) -> Figure:
     """What training changed: accuracy per split with 95 % intervals, and completions of the same images before and after.
 
-    Args:
-        before, after: split name -> evaluation.SplitReport.
-        examples: (image, {"before": token labels, "after": token labels}).
-        name: the method.
+    `before` and `after`: split name -> SplitReport; `examples`: (image, {"before": token labels, "after": token labels}).
     """
     with style():
         fig = plt.figure(figsize=(12.5, 2.2 * len(examples)))

@@ -1,6 +1,5 @@
 """What a training step reports, and the clock behind its seconds."""
 
-import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ class StepMetrics:
 
     def scalars(self) -> dict[str, float]:
         """All numbers in one flat dict; phases as seconds/NAME and gigabytes/NAME."""
-        flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("seconds", "peak_bytes")}
+        flat = {name: value for name, value in vars(self).items() if name not in ("seconds", "peak_bytes")}
         flat |= {f"seconds/{name}": value for name, value in self.seconds.items()}
         return flat | {f"gigabytes/{name}": value / 1e9 for name, value in self.peak_bytes.items()}
 

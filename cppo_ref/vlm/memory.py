@@ -53,7 +53,8 @@ def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     width = getattr(vision, "embed_dim", vision.hidden_size)  # Qwen2-VL's hidden_size is that of the projector's output
     patches, image_tokens = image_size(config, max_pixels or MAX_PIXELS)
-    quantised = [layer.in_features * layer.out_features for layer in model.in_4bit.values()]
+    linear = {n: m.in_features * m.out_features for n, m in model.modules.items() if isinstance(m, torch.nn.Linear)}
+    quantised = [linear[name] for name in model.in_4bit]
     return ModelSize(
         nf4_weights=sum(quantised),
         other_weights=model.total_weights - sum(quantised),
@@ -71,11 +72,7 @@ def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
         patches=patches,
         image_tokens=image_tokens,
         shares_prompts=shares_prompts(config),
-        language_weights=sum(
-            layer.in_features * layer.out_features
-            for name, layer in model.modules.items()
-            if isinstance(layer, torch.nn.Linear) and name.startswith(model.family.language)
-        ),
+        language_weights=sum(count for name, count in linear.items() if name.startswith(model.family.language)),
     )
 
 

@@ -51,13 +51,8 @@ def pack(
 ) -> Packs:
     """Put each completion behind its prompt, without padding between them.
 
-    Args:
-        prompt_ids: token ids, padded on the left.
-        prompt_mask: False on that padding.
-        pack_of: the prompt of each completion.
-        completion_ids: token ids.
-        completion_mask: True on the tokens that are asked for, from the first one on. The last of them predicts nothing that
-            is asked for, so it is left out.
+    Prompts are padded on the left, where `prompt_mask` is False; `pack_of` is the prompt of each completion. `completion_mask`
+    is True on the tokens that are asked for, from the first one on; the last of them predicts none of these, so it is left out.
     """
     width = prompt_ids.shape[1]
     fed = completion_mask[:, 1:]
