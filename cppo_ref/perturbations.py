@@ -30,7 +30,6 @@ def keeps_mode(function: Perturbation) -> Perturbation:
 
     @wraps(function)
     def on_any_mode(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> Image.Image:
-        """`function` on an RGB copy, in the mode of `image`; strength 0 is the image itself."""
         if strength == 0:  # the way through RGB and back would round the pixels of other modes
             return image
         return _from_rgb(function(to_rgb(image), rng, strength), image)
@@ -114,8 +113,6 @@ def rotation(image: Image.Image, rng: np.random.Generator, strength: float = 1.0
 @keeps_mode
 def blur(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> Image.Image:
     """Gaussian blur, 3×3 kernel, σ = `strength` pixels; the border is copied (the authors' AReaL code pads with zeros)."""
-    if strength <= 0:
-        return image
     line = np.exp(-0.5 * (np.arange(-1, 2) / strength) ** 2)
     return image.filter(ImageFilter.Kernel((3, 3), np.outer(line, line).ravel().tolist()))
 

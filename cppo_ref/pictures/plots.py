@@ -149,12 +149,10 @@ def plot_before_after(
 
 def _bars(ax: Axes, reports: Mapping[str, Mapping[str, Any]]) -> None:
     for number, (label, splits) in enumerate(reports.items()):
-        intervals = [report.avg_at_k for report in splits.values()]
-        heights = [i.value for i in intervals]
-        errors = np.array([[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]])
+        heights, low, high = np.array([[i.value, i.low, i.high] for i in (r.avg_at_k for r in splits.values())]).T
         x = np.arange(len(splits)) + 0.38 * (number - 0.5)
         color = METHOD_COLORS.get(label.split("-")[0], BLUE)
-        ax.bar(x, heights, 0.36, yerr=errors, capsize=3, color=color, label=label)
+        ax.bar(x, heights, 0.36, yerr=[heights - low, high - heights], capsize=3, color=color, label=label)
         for place, height in zip(x, heights, strict=True):
             ax.text(place, 0.02, f"{height:.2f}", ha="center", fontsize=9, color="white", weight="bold")
     splits = next(iter(reports.values()))

@@ -73,11 +73,9 @@ def completion_shift(
     seed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(ΔH, H⁻), both [B, T] in nats, of completions under one removing view per image; scored `batch_size` at a time."""
-    views = []
-    for i, row in enumerate(rollouts.rows):
-        rng = view_rng(seed, 0, i, "remove")
-        views.append([remove(image, rng, removing, strength) for image in images_of(row)])
+    drawn = [(view_rng(seed, 0, i, "remove"), row) for i, row in enumerate(rollouts.rows)]
+    views = [[remove(image, rng, removing, strength) for image in images_of(row)] for rng, row in drawn]
     removed = policy.encode(views, [row["question"] for row in rollouts.rows]).take(rollouts.prompt_of_row)
-    completions = removed, rollouts.completion_ids, rollouts.completion_mask
-    removed_entropy = completion_entropy(policy, *completions, batch_size=batch_size)
-    return entropy_shift(rollouts.entropy, removed_entropy, rollouts.completion_mask), removed_entropy
+    ids, mask = rollouts.completion_ids, rollouts.completion_mask
+    removed_entropy = completion_entropy(policy, removed, ids, mask, batch_size=batch_size)
+    return entropy_shift(rollouts.entropy, removed_entropy, mask), removed_entropy

@@ -92,8 +92,7 @@ def step_metrics(
     correct = batch.rewards > 0.5  # a right answer alone earns 0.9, the format alone 0.1
     gated_tokens = mask & batch.gate[:, None]
     tokens = max(int(gated_tokens.sum()), 1)
-    names = ("policy_loss", "kl", "cpl", "grad_norm", "clip_fraction")
-    means = {name: sum(u[name] for u in updates) / max(len(updates), 1) for name in names}
+    learned = ("policy_loss", "kl", "cpl", "grad_norm", "clip_fraction")
     return StepMetrics(
         step=step,
         reward=batch.rewards.mean().item(),
@@ -110,5 +109,5 @@ def step_metrics(
         learning_rate=optimizer.param_groups[0]["lr"],
         seconds=dict(clock.seconds),
         peak_bytes=clock.peak_bytes,
-        **means,
+        **{name: sum(update[name] for update in updates) / max(len(updates), 1) for name in learned},
     )

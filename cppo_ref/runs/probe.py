@@ -5,6 +5,7 @@ adapters, order of the rows and random draws stay as they were.
 """
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,15 +94,10 @@ def run_probe(policy: Policy, rows: Rows, config: CPPOConfig, count: int) -> Pro
 
 
 def _sample(policy: Policy, rows: list[dict[str, Any]], config: CPPOConfig, greedy: bool = False) -> Rollouts:
-    return generate_rollouts(
-        policy,
-        rows,
-        group_size=1 if greedy else config.group_size,
-        max_new_tokens=config.max_new_tokens,
-        temperature=0 if greedy else config.temperature,
-        batch_size=config.rollout_batch_size,
-        rng=torch.Generator().manual_seed(stream_seed(config.seed, 0, 0)),
-    )
+    group_size, temperature = (1, 0.0) if greedy else (config.group_size, config.temperature)
+    options = {"max_new_tokens": config.max_new_tokens, "batch_size": config.rollout_batch_size, "temperature": temperature}
+    rng = torch.Generator().manual_seed(stream_seed(config.seed, 0, 0))
+    return generate_rollouts(policy, rows, group_size=group_size, rng=rng, **options)
 
 
 def scored_entropy(policy: Policy, prompts: Prompts, rollouts: Rollouts, config: CPPOConfig) -> torch.Tensor:
@@ -137,22 +133,20 @@ def check_gradients(policy: Policy, rollouts: Rollouts, config: CPPOConfig) -> l
 
     LLaVA reads its vision tower before the last layer, so that layer never gets one.
     """
-
-    def logit(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """[N, H] and [N] to [N]: the logit of each token, whose gradient does not vanish where the policy is certain."""
-        return policy.logits(hidden).gather(-1, ids[:, None]).squeeze(-1)
-
     rows = slice(0, config.micro_batch_size)
     ids, mask = rollouts.completion_ids[rows], rollouts.completion_mask[rows]
     with policy.learning():
         hidden = policy.hidden_states(rollouts.prompts.take(rollouts.prompt_of_row[rows]), ids, mask)
-        over_tokens(logit, mask, hidden, ids, vocabulary=policy.vocabulary).sum().backward()
-    layers: dict[str, bool] = {}
+        # of each token's logit: that of its log-probability vanishes where the policy is certain
+        logits = over_tokens(
+            lambda h, i: policy.logits(h).gather(-1, i[:, None])[:, 0], mask, hidden, ids, vocabulary=policy.vocabulary
+        )
+        logits.sum().backward()
+    layers: dict[str, bool] = defaultdict(bool)
     for name, parameter in policy.model.named_parameters():
         if parameter.requires_grad:
             layer = name.split(".lora_")[0].removeprefix("base_model.model.")
-            moved = parameter.grad is not None and bool(parameter.grad.any())
-            layers[layer] = layers.get(layer, False) or moved  # B begins at zero, and so does the gradient of A
+            layers[layer] |= parameter.grad is not None and bool(parameter.grad.any())  # A's is zero, because B begins at zero
     policy.model.zero_grad(set_to_none=True)
     for part in (policy.family.vision, policy.family.language):
         adapted = [reached for layer, reached in layers.items() if layer.startswith(part)]

@@ -99,7 +99,7 @@ def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_token
     scored = _forward(size, tokens, patches, width) + mask + 4 * block + dequantised
 
     views = 3 if run.cpl_weight > 0 else 1
-    layer, vision_layer = _layer(size, width), _vision_layer(size, width)
+    layer, vision_layer = _layers(size, width)
     if run.activation_checkpointing:
         kept = width * (size.layers * size.hidden * tokens + size.vision_layers * size.vision_hidden * patches)
         recomputed = max(layer * tokens, vision_layer * patches)
@@ -119,25 +119,20 @@ def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_token
 
 def _forward(size: ModelSize, tokens: int, patches: int, width: int) -> float:
     """Bytes of the largest layer's values without a graph: language model or vision tower, one after the other."""
-    language = tokens * (width * (3 * size.hidden + 2 * size.intermediate) + 4 * size.intermediate)
-    vision = patches * (width * (3 * size.vision_hidden + 2 * size.vision_intermediate) + 4 * size.vision_intermediate)
-    return max(language, vision)
+    parts = (tokens, size.hidden, size.intermediate), (patches, size.vision_hidden, size.vision_intermediate)
+    return max(count * (width * (3 * hidden + 2 * wide) + 4 * wide) for count, hidden, wide in parts)
 
 
-def _layer(size: ModelSize, width: int) -> float:
-    """Bytes per token that one decoder layer keeps for its backward pass, adapters on all linear layers.
+def _layers(size: ModelSize, width: int) -> tuple[float, float]:
+    """Bytes that a decoder layer keeps of a token, and a vision layer of a patch, for the backward pass.
 
-    An adapter computes in float32: beside the layer's own values it keeps a float32 copy of a 16-bit input.
+    All linear layers have adapters. These compute in float32: beside a layer's own values they keep copies of 16-bit inputs.
     """
-    copies = 4 if width != 4 else 0
-    own = width * (6 * size.hidden + 3 * size.query_width + 2 * size.cache_width + 4 * size.intermediate) + 4 * 2 * size.hidden
-    return own + copies * (5 * size.hidden + size.query_width + size.intermediate)
-
-
-def _vision_layer(size: ModelSize, width: int) -> float:
-    copies = 4 if width != 4 else 0
-    own = width * (10 * size.vision_hidden + 3 * size.vision_intermediate) + 4 * 2 * size.vision_hidden
-    return own + copies * (3 * size.vision_hidden + size.vision_intermediate)
+    copy, hidden, seen = 4 if width != 4 else 0, size.hidden, size.vision_hidden
+    own = width * (6 * hidden + 3 * size.query_width + 2 * size.cache_width + 4 * size.intermediate) + 4 * 2 * hidden
+    own_vision = width * (10 * seen + 3 * size.vision_intermediate) + 4 * 2 * seen
+    copies, copies_vision = 5 * hidden + size.query_width + size.intermediate, 3 * seen + size.vision_intermediate
+    return own + copy * copies, own_vision + copy * copies_vision
 
 
 def peak(size: ModelSize, run: CPPOConfig, *, width: int = 2) -> float:
@@ -164,12 +159,13 @@ def evaluation_peak(run: CPPOConfig, *, question_tokens: int = QUESTION_TOKENS) 
 
 def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
     """What to lower when memory ran out, the most helpful first, with what each change saves by the estimate."""
-    size = measure(skeleton(config, run), run.max_pixels)
-    now = peak(size, run, width=width)
-    saved = []
+
+    def needed(run: CPPOConfig) -> float:
+        return peak(measure(skeleton(config, run), run.max_pixels), run, width=width)
+
+    now, saved = needed(run), []
     for option, changes in _leaner(run).items():
-        smaller = replace(run, **changes)
-        saving = now - peak(measure(skeleton(config, smaller), smaller.max_pixels), smaller, width=width)
+        saving = now - needed(replace(run, **changes))
         if saving > 0.02 * now:
             saved.append((saving, f"{option} (saves about {saving / GIGABYTE:.1f} GB)"))
     if not saved:

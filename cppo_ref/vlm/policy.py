@@ -190,16 +190,8 @@ def load_policy(
 ) -> Policy:
     """Load a VLM, put its language model in 4 bits, and add adapters: fresh ones, or those saved in `adapter`.
 
-    Args:
-        name_or_path: "tiny", a local folder, or a Hub name.
-        quantize: "nf4" (double-quantised) or "none"; vision tower, projector and lm_head always keep 16 or 32 bits.
-        device: "cpu", "cuda" or "auto" (the GPU if there is one).
-        dtype: "float32", "bfloat16", "float16" or "auto" (CPU: float32; Ampere and later: bfloat16; older GPUs: float16).
-        lora: adapters to add; None for the bare model.
-        adapter: folder of a saved peft adapter to load instead of fresh ones.
-        max_pixels: images with more pixels are scaled down to it.
-        activation_checkpointing: keep one activation per layer and recompute the others in the backward pass.
-        unpack: hold the 4-bit weights unpacked (see `adapters`): for small models on a CPU.
+    The options are those of `CPPOConfig`, which says what each does. None for `lora` leaves the model without adapters. Vision
+    tower, projector and lm_head always keep 16 or 32 bits.
 
     Raises:
         InputError: no such model, a family that is not supported, or no such adapter.

@@ -1,6 +1,7 @@
 """What a policy says of given completions, without a graph: a number per token, a few rows and a few logits at a time."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,11 +33,9 @@ def completion_logprobs(
     batch_size: int | None = None,
 ) -> Float[Tensor, "B T"]:
     """log π of the completions' tokens behind their prompts; 0 off the mask. `batch_size` rows at a time (None: all)."""
-
-    def statistic(hidden: Tensor, rows: Tensor) -> Tensor:
-        return hidden_logprobs(policy, hidden, ids[rows], mask[rows], temperature)
-
-    return _by_rows(policy, prompts, ids, mask, statistic, batch_size)
+    return _by_rows(
+        policy, prompts, ids, mask, batch_size, lambda h, r: hidden_logprobs(policy, h, ids[r], mask[r], temperature)
+    )
 
 
 def completion_entropy(
@@ -49,23 +48,15 @@ def completion_entropy(
     batch_size: int | None = None,
 ) -> Float[Tensor, "B T"]:
     """The entropy of π before each token of the completions, in nats; 0 off the mask."""
-
-    def statistic(hidden: Tensor, rows: Tensor) -> Tensor:
-        return hidden_entropy(policy, hidden, mask[rows], temperature)
-
-    return _by_rows(policy, prompts, ids, mask, statistic, batch_size)
+    return _by_rows(policy, prompts, ids, mask, batch_size, lambda h, r: hidden_entropy(policy, h, mask[r], temperature))
 
 
 def hidden_logprobs(
     policy: Policy, hidden: Float[Tensor, "B T H"], ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], temperature: float = 1.0
 ) -> Float[Tensor, "B T"]:
     """log π of tokens under the hidden states that predict them, with their graph; 0 off the mask."""
-
-    def logprob(hidden: Tensor, ids: Tensor) -> Tensor:
-        """[N, H] and [N] to [N]."""
-        return token_logprobs(policy.logits(hidden, temperature=temperature), ids)
-
-    return over_tokens(logprob, mask, hidden, ids, vocabulary=policy.vocabulary)
+    logits = partial(policy.logits, temperature=temperature)
+    return over_tokens(lambda h, i: token_logprobs(logits(h), i), mask, hidden, ids, vocabulary=policy.vocabulary)
 
 
 @torch.no_grad()
@@ -73,16 +64,12 @@ def hidden_entropy(
     policy: Policy, hidden: Float[Tensor, "B T H"], mask: Bool[Tensor, "B T"], temperature: float = 1.0
 ) -> Float[Tensor, "B T"]:
     """The entropy of the distributions that hidden states stand for, in nats; 0 off the mask."""
-
-    def entropy(hidden: Tensor) -> Tensor:
-        """[N, H] to [N]."""
-        return token_entropy(policy.logits(hidden, temperature=temperature))
-
-    return over_tokens(entropy, mask, hidden, vocabulary=policy.vocabulary)
+    logits = partial(policy.logits, temperature=temperature)
+    return over_tokens(lambda h: token_entropy(logits(h)), mask, hidden, vocabulary=policy.vocabulary)
 
 
 def _by_rows(
-    policy: Policy, prompts: Prompts, ids: Tensor, mask: Tensor, statistic: Callable[..., Tensor], batch_size: int | None
+    policy: Policy, prompts: Prompts, ids: Tensor, mask: Tensor, batch_size: int | None, statistic: Callable[..., Tensor]
 ) -> Tensor:
     """`statistic(hidden states, rows)` of all completions, `batch_size` of them at a time."""
     parts = torch.arange(len(ids), device=ids.device).split(batch_size or max(len(ids), 1))
