@@ -172,12 +172,8 @@ def blank(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -
     return Image.blend(image, Image.new("RGB", image.size, GREY), min(strength, 1.0))
 
 
-def _by_name(*views: Perturbation) -> dict[str, Perturbation]:
-    return {view.__name__: view for view in views}
-
-
-PRESERVING = _by_name(color_jitter, perspective, rotation, blur)
-REMOVING = _by_name(noise_patches, zoom_crop, black_squares, patch_mask, blank)
+PRESERVING: dict[str, Perturbation] = {view.__name__: view for view in (color_jitter, perspective, rotation, blur)}
+REMOVING: dict[str, Perturbation] = {v.__name__: v for v in (noise_patches, zoom_crop, black_squares, patch_mask, blank)}
 
 
 def preserve(

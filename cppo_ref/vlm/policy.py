@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
-from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
@@ -23,7 +22,7 @@ from cppo_ref.vlm.devices import choose_device, choose_dtype
 from cppo_ref.vlm.families import FAMILIES, Family, shares_prompts
 from cppo_ref.vlm.packing import pack
 from cppo_ref.vlm.processors import load_processor
-from cppo_ref.vlm.prompts import Prompts, encode_prompts
+from cppo_ref.vlm.prompts import Pictures, Prompts, encode_prompts
 from cppo_ref.vlm.quantization import check_4bit, model_path, nf4_config, read_config
 
 _OF_TOKENS = ("input_ids", "attention_mask", "mm_token_type_ids")  # inputs that packing replaces
@@ -81,7 +80,7 @@ class Policy:
         ids = {getattr(config, name, None) for name in names} | {self.tokenizer.pad_token_id}
         return sorted(i for i in ids if i is not None and i not in self.eos_ids)
 
-    def encode(self, images: Sequence[Image.Image | Sequence[Image.Image]], questions: Sequence[str]) -> Prompts:
+    def encode(self, images: Pictures, questions: Sequence[str]) -> Prompts:
         """Encode one question and one image (or several) per prompt, left-padded, on the policy's device."""
         prompts = encode_prompts(self.processor, self.family, images, questions, self.max_pixels)
         inputs = {name: tensor.to(self.device) for name, tensor in prompts.encoded.items()}

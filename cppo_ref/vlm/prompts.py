@@ -13,6 +13,8 @@ from cppo_ref.config import InputError
 from cppo_ref.perturbations import to_rgb
 from cppo_ref.vlm.families import Family
 
+Pictures = Sequence[Image.Image | Sequence[Image.Image]]  # one, or several, per prompt
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -69,11 +71,7 @@ class Prompts:
 
 
 def encode_prompts(
-    processor: Any,
-    family: Family,
-    images: Sequence[Image.Image | Sequence[Image.Image]],
-    questions: Sequence[str],
-    max_pixels: int | None = None,
+    processor: Any, family: Family, images: Pictures, questions: Sequence[str], max_pixels: int | None = None
 ) -> Prompts:
     """Encode one question and one image (or several) per prompt, left-padded, on the CPU.
 

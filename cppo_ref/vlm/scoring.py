@@ -13,6 +13,7 @@ from cppo_ref.vlm.chunks import over_tokens
 from cppo_ref.vlm.policy import Policy
 from cppo_ref.vlm.prompts import Prompts
 
+Ids, Mask = Int[Tensor, "B T"], Bool[Tensor, "B T"]
 # relative and absolute (nats) difference of one entropy computed in two ways: the most seen on the tiny VLM, rounded up
 ROUNDING = {torch.float32: (3e-5, 1e-7), torch.float16: (0.0, 5e-3), torch.bfloat16: (0.0, 3e-2)}
 
@@ -24,13 +25,7 @@ def beyond_rounding(entropy: Float[Tensor, "B T"], removed: Float[Tensor, "B T"]
 
 
 def completion_logprobs(
-    policy: Policy,
-    prompts: Prompts,
-    ids: Int[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-    *,
-    temperature: float = 1.0,
-    batch_size: int | None = None,
+    policy: Policy, prompts: Prompts, ids: Ids, mask: Mask, *, temperature: float = 1.0, batch_size: int | None = None
 ) -> Float[Tensor, "B T"]:
     """log π of the completions' tokens behind their prompts; 0 off the mask. `batch_size` rows at a time (None: all)."""
     return _by_rows(
@@ -39,20 +34,14 @@ def completion_logprobs(
 
 
 def completion_entropy(
-    policy: Policy,
-    prompts: Prompts,
-    ids: Int[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-    *,
-    temperature: float = 1.0,
-    batch_size: int | None = None,
+    policy: Policy, prompts: Prompts, ids: Ids, mask: Mask, *, temperature: float = 1.0, batch_size: int | None = None
 ) -> Float[Tensor, "B T"]:
     """The entropy of π before each token of the completions, in nats; 0 off the mask."""
     return _by_rows(policy, prompts, ids, mask, batch_size, lambda h, r: hidden_entropy(policy, h, mask[r], temperature))
 
 
 def hidden_logprobs(
-    policy: Policy, hidden: Float[Tensor, "B T H"], ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], temperature: float = 1.0
+    policy: Policy, hidden: Float[Tensor, "B T H"], ids: Ids, mask: Mask, temperature: float = 1.0
 ) -> Float[Tensor, "B T"]:
     """log π of tokens under the hidden states that predict them, with their graph; 0 off the mask."""
     logits = partial(policy.logits, temperature=temperature)
@@ -61,7 +50,7 @@ def hidden_logprobs(
 
 @torch.no_grad()
 def hidden_entropy(
-    policy: Policy, hidden: Float[Tensor, "B T H"], mask: Bool[Tensor, "B T"], temperature: float = 1.0
+    policy: Policy, hidden: Float[Tensor, "B T H"], mask: Mask, temperature: float = 1.0
 ) -> Float[Tensor, "B T"]:
     """The entropy of the distributions that hidden states stand for, in nats; 0 off the mask."""
     logits = partial(policy.logits, temperature=temperature)
