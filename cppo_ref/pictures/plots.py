@@ -20,21 +20,12 @@ METHOD_COLORS = {"grpo": ORANGE, "cppo": BLUE, "before": "#999999"}
 SHIFT_LIMIT = 1.5  # nats; every heatmap uses −limit … +limit
 SHIFT_NORM = Normalize(-SHIFT_LIMIT, SHIFT_LIMIT)
 SHIFT_MAP = LinearSegmentedColormap.from_list("entropy shift", [SKY, "#ffffff", VERMILION])
-STYLE: dict[Any, Any] = {
-    "figure.dpi": 110,
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
+STYLE = Path(__file__).with_name("course.mplstyle")
 
 
 def style() -> Any:
     """The style of every figure, as a context: `with style(): …`."""
-    return plt.rc_context(STYLE)
+    return plt.style.context(STYLE)
 
 
 def show(alt: str) -> None:
@@ -52,8 +43,7 @@ def show_image(ax: Axes, image: Image.Image, title: str, *, edge: str = "#999999
     ax.set_title(title, fontsize=10)
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set(visible=True, color=edge)
+    ax.spines[:].set(visible=True, color=edge)
 
 
 def draw_tokens(ax: Axes, tokens: Sequence[str], *, faces: Iterable[Any], outlined: Sequence[bool], columns: int = 44) -> None:

@@ -173,16 +173,15 @@ def prompts_text(policy: Policy, train: dict[str, Any], evaluation: dict[str, An
 
 def verdicts(probe: Probe) -> list[str]:
     """What stands in the way of learning, and what to change; nothing if nothing does."""
+    right, changed = probe.right, probe.changed
     dead = f"{probe.dead:.0%} of the groups teach nothing: take rows that are right now and then, or a larger group"
     obstacles = {
         "every completion was cut: raise --max_new_tokens, or ask for shorter answers with --instruction": probe.finished == 0,
         "no completion has the format: say in --instruction that the answer belongs into \\boxed{}": probe.formatted == 0,
-        "no answer is right, so accuracy teaches nothing: check the prompt, take easier rows or a stronger model": probe.right
-        == 0,
-        "every answer is right, so there is nothing to learn: take harder rows": probe.right == 1,
-        dead: probe.dead > 0.8 and probe.right < 1,
-        "no answer changes when the image is blank: the model does not look, or the rows do not need the image": probe.changed
-        == 0,
+        "no answer is right, so accuracy teaches nothing: check the prompt, take easier rows or a stronger model": right == 0,
+        "every answer is right, so there is nothing to learn: take harder rows": right == 1,
+        dead: probe.dead > 0.8 and right < 1,
+        "no answer changes when the image is blank: the model does not look, or the rows do not need the image": changed == 0,
     }
     return [text for text, stands in obstacles.items() if stands]
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Ids, Mask = Int[Tensor, "B T"], Bool[Tensor, "B T"]  # of B completions
+
 
 @dataclass(frozen=True)
 class Packs:
@@ -46,8 +48,8 @@ def pack(
     prompt_ids: Int[Tensor, "N W"],
     prompt_mask: Bool[Tensor, "N W"],
     pack_of: Int[Tensor, " B"],
-    completion_ids: Int[Tensor, "B T"],
-    completion_mask: Bool[Tensor, "B T"],
+    completion_ids: Ids,
+    completion_mask: Mask,
 ) -> Packs:
     """Put each completion behind its prompt, without padding between them.
 

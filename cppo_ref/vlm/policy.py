@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, GenerationConfig
@@ -20,7 +20,7 @@ from cppo_ref.vlm.adapters import DEFAULT_LORA, LoraOptions, merged_adapters, qu
 from cppo_ref.vlm.decoding import Decoder
 from cppo_ref.vlm.devices import choose_device, choose_dtype
 from cppo_ref.vlm.families import FAMILIES, Family, shares_prompts
-from cppo_ref.vlm.packing import pack
+from cppo_ref.vlm.packing import Ids, Mask, pack
 from cppo_ref.vlm.processors import load_processor
 from cppo_ref.vlm.prompts import Pictures, Prompts, encode_prompts
 from cppo_ref.vlm.quantization import check_4bit, model_path, nf4_config, read_config
@@ -103,9 +103,7 @@ class Policy:
             return self.vlm.model.get_rope_index(inputs["input_ids"], inputs["mm_token_type_ids"], **images)[0]
         return (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
 
-    def hidden_states(
-        self, prompts: Prompts, completion_ids: Int[Tensor, "B T"], completion_mask: Bool[Tensor, "B T"]
-    ) -> Float[Tensor, "B T H"]:
+    def hidden_states(self, prompts: Prompts, completion_ids: Ids, completion_mask: Mask) -> Float[Tensor, "B T H"]:
         """The last hidden states that predict the completion tokens, before the head; only these need [T, V] logits.
 
         Completions of the same prompt share its computation, image included (`packing`), unless the model's layers forbid it.
@@ -133,12 +131,7 @@ class Policy:
         return self.vlm.lm_head(hidden).float() / temperature
 
     def score(
-        self,
-        prompts: Prompts,
-        completion_ids: Int[Tensor, "B T"],
-        completion_mask: Bool[Tensor, "B T"],
-        *,
-        temperature: float = 1.0,
+        self, prompts: Prompts, completion_ids: Ids, completion_mask: Mask, *, temperature: float = 1.0
     ) -> Float[Tensor, "B T V"]:
         """Teacher-forced logits (float32, divided by the temperature) at the completion tokens only.
 

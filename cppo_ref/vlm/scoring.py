@@ -4,16 +4,16 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cppo_ref.grpo import token_logprobs
 from cppo_ref.perception import token_entropy
 from cppo_ref.vlm.chunks import over_tokens
+from cppo_ref.vlm.packing import Ids, Mask
 from cppo_ref.vlm.policy import Policy
 from cppo_ref.vlm.prompts import Prompts
 
-Ids, Mask = Int[Tensor, "B T"], Bool[Tensor, "B T"]
 # relative and absolute (nats) difference of one entropy computed in two ways: the most seen on the tiny VLM, rounded up
 ROUNDING = {torch.float32: (3e-5, 1e-7), torch.float16: (0.0, 5e-3), torch.bfloat16: (0.0, 3e-2)}
 
