@@ -31,6 +31,8 @@ from cppo_ref.vlm.devices import accelerator_for
 from cppo_ref.vlm.policy import Policy
 from cppo_ref.vlm.scoring import beyond_rounding, completion_entropy, completion_logprobs, hidden_entropy, hidden_logprobs
 
+Logits = Float[Tensor, "N V"]
+
 
 def perception_tokens(
     policy: Policy, batch: Batch, removed_entropy: Float[Tensor, "B T"], config: CPPOConfig, step: int
@@ -44,11 +46,7 @@ def perception_tokens(
 
 
 def contrastive_tokens(
-    anchor: Float[Tensor, "N V"],
-    preserved: Float[Tensor, "N V"],
-    removed: Float[Tensor, "N V"],
-    ids: Int[Tensor, " N"],
-    config: CPPOConfig,
+    anchor: Logits, preserved: Logits, removed: Logits, ids: Int[Tensor, " N"], config: CPPOConfig
 ) -> Float[Tensor, " N"]:
     """softplus((KL⁺ − KL⁻)/τ) of each token, from its logits under the three images."""
     options = {"estimator": config.kl_estimator, "detach_anchor": config.detach_anchor}

@@ -88,10 +88,8 @@ def step_metrics(
 ) -> StepMetrics:
     """Boil a batch and its updates down to the scalars of `StepMetrics`."""
     mask = batch.rollouts.completion_mask
-    lengths = mask.sum(dim=1).float()
     correct = batch.rewards > 0.5  # a right answer alone earns 0.9, the format alone 0.1
-    gated_tokens = mask & batch.gate[:, None]
-    tokens = max(int(gated_tokens.sum()), 1)
+    tokens = max(int((mask & batch.gate[:, None]).sum()), 1)  # of the gated rows
     learned = ("policy_loss", "kl", "cpl", "grad_norm", "clip_fraction")
     return StepMetrics(
         step=step,
@@ -104,7 +102,7 @@ def step_metrics(
         perturbed_rows=0 if batch.selected is None else int(batch.gate.sum()),
         perception_tokens=0.0 if batch.selected is None else int(batch.selected.sum()) / tokens,
         entropy_shift=0.0 if batch.shift is None else batch.shift.sum().item() / tokens,
-        completion_tokens=lengths.mean().item(),
+        completion_tokens=mask.sum(dim=1).float().mean().item(),
         truncated=(~batch.rollouts.finished).float().mean().item(),
         learning_rate=optimizer.param_groups[0]["lr"],
         seconds=dict(clock.seconds),

@@ -204,5 +204,4 @@ def probe_text(probe: Probe, config: CPPOConfig) -> str:
         f"measured: {probe.sampling_seconds:.1f} s to sample ({step:.1f} s for a step's rollouts), "
         f"{probe.learning_seconds:.1f} s for a micro-batch forward and backward (a step has {micro} or more), peak {peak}",
     ]
-    found = verdicts(probe)
-    return "\n".join([*lines, *(f"→ {text}" for text in found or ["nothing stands in the way of learning"])])
+    return "\n".join([*lines, *(f"→ {text}" for text in verdicts(probe) or ["nothing stands in the way of learning"])])

@@ -68,8 +68,8 @@ def step_work(size: ModelSize, run: CPPOConfig) -> dict[str, Work]:
         tokens = prompts * prompt + share * rows * new
         attention = 4 * size.layers * size.query_width * tokens * tokens / prompts
         flop = 2 * language * tokens + attention + prompts * image + 2 * head * share * rows * new
-        layers = size.layers + size.vision_layers
-        return Work(factor * flop, factor * packs * read, factor * packs * layers * KERNELS[not packed])
+        launched = packs * (size.layers + size.vision_layers) * KERNELS[not packed]
+        return Work(factor * flop, factor * packs * read, factor * launched)
 
     learned = 3 if run.activation_checkpointing else 2  # the frozen weights get no gradient: backward costs a forward
     gated = GATED if run.advantage_gate else 1

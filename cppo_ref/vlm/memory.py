@@ -175,13 +175,9 @@ def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
 
 def _leaner(run: CPPOConfig) -> dict[str, dict[str, Any]]:
     """Options that ask for less, and what each changes; only what is not at its least already."""
-    rows, pixels = run.prompts_per_step * run.group_size, run.max_pixels or MAX_PIXELS
+    rows, pixels, new = run.prompts_per_step * run.group_size, run.max_pixels or MAX_PIXELS, run.max_new_tokens
     sampled, micro = min(rows, run.rollout_batch_size), min(rows, run.micro_batch_size)
-    less = {
-        "micro_batch_size": (micro, 1),
-        "rollout_batch_size": (sampled, sampled // 2),
-        "max_new_tokens": (run.max_new_tokens, run.max_new_tokens // 2),
-    }
+    less = {"micro_batch_size": (micro, 1), "rollout_batch_size": (sampled, sampled // 2), "max_new_tokens": (new, new // 2)}
     changes = {f"--{name} {few} in place of {many}": {name: few} for name, (many, few) in less.items() if many > 1}
     changes[f"--max_pixels {pixels // 2}"] = {"max_pixels": pixels // 2}
     return (

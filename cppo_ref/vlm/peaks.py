@@ -38,12 +38,10 @@ class LiveTensors(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __enter__(self) -> "LiveTensors":
-        """Begin to count."""
         LiveTensors.counting = self
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        """Stop counting."""
         LiveTensors.counting = None
         super().__exit__(*error)
 

@@ -215,8 +215,7 @@ def load_policy(
 def policy_for(config: CPPOConfig, adapter: str = "") -> Policy:
     """The policy that a run with `config` starts from; with `adapter`, one that it led to."""
     lora = LoraOptions(config.lora_rank, config.lora_alpha, config.lora_scope, config.seed)
-    names = ("quantize", "device", "dtype", "activation_checkpointing", "unpack")
-    shared = {name: getattr(config, name) for name in names}
+    shared = {name: getattr(config, name) for name in ("quantize", "device", "dtype", "activation_checkpointing", "unpack")}
     return load_policy(config.model, lora=lora, adapter=adapter or None, max_pixels=config.max_pixels or None, **shared)
 
 
