@@ -180,8 +180,6 @@ def _leaner(run: CPPOConfig) -> dict[str, dict[str, Any]]:
     less = {"micro_batch_size": (micro, 1), "rollout_batch_size": (sampled, sampled // 2), "max_new_tokens": (new, new // 2)}
     changes = {f"--{name} {few} in place of {many}": {name: few} for name, (many, few) in less.items() if many > 1}
     changes[f"--max_pixels {pixels // 2}"] = {"max_pixels": pixels // 2}
-    return (
-        changes
-        if run.activation_checkpointing
-        else changes | {"--activation_checkpointing": {"activation_checkpointing": True}}
-    )
+    if not run.activation_checkpointing:
+        changes["--activation_checkpointing"] = {"activation_checkpointing": True}
+    return changes

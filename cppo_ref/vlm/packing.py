@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Ids, Mask = Int[Tensor, "B T"], Bool[Tensor, "B T"]  # of B completions
+Ids = Int[Tensor, "B T"]  # of B completions
+Mask = Bool[Tensor, "B T"]
 
 
 @dataclass(frozen=True)
