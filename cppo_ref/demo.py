@@ -1,6 +1,7 @@
 """The demonstration: the tiny VLM before and after a short training, as a table and a picture."""
 
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,8 @@ def run_demo(options: DemoOptions) -> Path:
     after = {split: evaluate_split(trained, rows[split], seed=options.seed) for split in SPLITS}
     print(before_after_table(before, after))
     examples = [_example(row, {"before": base, "after": trained}) for row in (rows["test"][:1] + rows["test_shift"][1:3])]
-    figure = save_figure(
-        plot_before_after(before, after, examples, f"{options.method} after"), result.output / "before_after.png"
-    )
+    comparison = plot_before_after(before, after, examples, f"{options.method} after")
+    figure = save_figure(comparison, result.output / "before_after.png")
     curves = save_figure(plot_training_curves({options.method: result.history}), result.output / "curves.png")
     print(f"\nfigures: {figure}, {curves}\nadapter: {result.adapter}")
     return result.output
@@ -67,8 +67,5 @@ def _example(row: dict[str, Any], policies: dict[str, Policy]) -> tuple[Any, dic
 
 def _free(folder: str) -> Path:
     """`folder`, or the first of folder-2, folder-3, … that does not exist."""
-    path, number = Path(folder), 1
-    while path.exists():
-        number += 1
-        path = Path(f"{folder}-{number}")
-    return path
+    names = chain([folder], (f"{folder}-{number}" for number in count(2)))
+    return next(path for path in map(Path, names) if not path.exists())

@@ -43,19 +43,10 @@ def sample_answers(
     `max_new_tokens` None: what the rows' world leaves room for; ValueError for other rows.
     """
     limit = max_new_tokens or world_of(rows[0]).max_new_tokens
+    parts = [rows[i : i + IMAGES_PER_BATCH] for i in range(0, len(rows), IMAGES_PER_BATCH)]
+    sampling = {"max_new_tokens": limit, "temperature": temperature, "batch_size": batch_size}
     rng = torch.Generator().manual_seed(seed)
-    return [
-        generate_rollouts(
-            policy,
-            rows[i : i + IMAGES_PER_BATCH],
-            group_size=samples,
-            max_new_tokens=limit,
-            temperature=temperature,
-            batch_size=batch_size,
-            rng=rng,
-        )
-        for i in range(0, len(rows), IMAGES_PER_BATCH)
-    ]
+    return [generate_rollouts(policy, part, group_size=samples, rng=rng, **sampling) for part in parts]
 
 
 def correctness(answers: Sequence[Rollouts]) -> np.ndarray:

@@ -30,7 +30,6 @@ def keeps_mode(function: Perturbation) -> Perturbation:
 
     @wraps(function)
     def on_any_mode(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> Image.Image:
-        """`function` on an RGB copy, in the mode of `image`; strength 0 is the image itself."""
         if strength == 0:  # the way through RGB and back would round the pixels of other modes
             return image
         return _from_rgb(function(to_rgb(image), rng, strength), image)
@@ -114,8 +113,6 @@ def rotation(image: Image.Image, rng: np.random.Generator, strength: float = 1.0
 @keeps_mode
 def blur(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> Image.Image:
     """Gaussian blur, 3×3 kernel, σ = `strength` pixels; the border is copied (the authors' AReaL code pads with zeros)."""
-    if strength <= 0:
-        return image
     line = np.exp(-0.5 * (np.arange(-1, 2) / strength) ** 2)
     return image.filter(ImageFilter.Kernel((3, 3), np.outer(line, line).ravel().tolist()))
 
@@ -126,14 +123,10 @@ def noise_patches(image: Image.Image, rng: np.random.Generator, strength: float 
     pixels = np.array(image)
     height, width, _ = pixels.shape
     for _ in range(round(50 * strength)):
-        h, w = _patch_side(rng, height), _patch_side(rng, width)
+        h, w = (max(1, round(rng.uniform(0.05, 0.15) * side)) for side in (height, width))
         top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
         pixels[top : top + h, left : left + w] = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-def _patch_side(rng: np.random.Generator, length: int) -> int:
-    return max(1, round(rng.uniform(0.05, 0.15) * length))
 
 
 @keeps_mode
@@ -179,19 +172,8 @@ def blank(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -
     return Image.blend(image, Image.new("RGB", image.size, GREY), min(strength, 1.0))
 
 
-PRESERVING: dict[str, Perturbation] = {
-    "color_jitter": color_jitter,
-    "perspective": perspective,
-    "rotation": rotation,
-    "blur": blur,
-}
-REMOVING: dict[str, Perturbation] = {
-    "noise_patches": noise_patches,
-    "zoom_crop": zoom_crop,
-    "black_squares": black_squares,
-    "patch_mask": patch_mask,
-    "blank": blank,
-}
+PRESERVING: dict[str, Perturbation] = {view.__name__: view for view in (color_jitter, perspective, rotation, blur)}
+REMOVING: dict[str, Perturbation] = {v.__name__: v for v in (noise_patches, zoom_crop, black_squares, patch_mask, blank)}
 
 
 def preserve(

@@ -82,14 +82,8 @@ def generate_rollouts(
 ) -> Rollouts:
     """Sample `group_size` completions of at most `max_new_tokens` tokens for each row {image, question, answer}.
 
-    Args:
-        policy: samples with its adapters on.
-        rows: dataset rows.
-        group_size: completions per row, G.
-        max_new_tokens: completions that reach it without an end-of-sequence token are cut.
-        temperature: 0 takes the likeliest token (greedy).
-        batch_size: completions sampled at a time, None for all; the cache of keys and values grows with it.
-        rng: the one source of randomness.
+    `temperature` 0 takes the likeliest token (greedy). `batch_size` completions are sampled at a time, None for all: the cache
+    of keys and values grows with it. `rng` is the one source of randomness.
 
     Raises:
         InputError: prompt and completion do not fit the model.

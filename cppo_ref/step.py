@@ -20,7 +20,7 @@ from torch import Tensor
 from cppo_ref.config import CPPOConfig
 from cppo_ref.cpl import contrast, view_divergence
 from cppo_ref.examples.views import encode_views
-from cppo_ref.grpo import clipped_surrogate, group_advantages, kl_to_reference, token_logprobs, token_weights, weighted_sum
+from cppo_ref.grpo import clipped_surrogate, group_advantages, kl_to_reference, token_weights, weighted_sum
 from cppo_ref.perception import entropy_shift, select_perception_tokens
 from cppo_ref.rewards import reward
 from cppo_ref.rollouts import Batch, NonFiniteError, Rollouts, generate_rollouts
@@ -29,7 +29,9 @@ from cppo_ref.runs.seeds import minibatches, stream_seed
 from cppo_ref.vlm.chunks import over_tokens
 from cppo_ref.vlm.devices import accelerator_for
 from cppo_ref.vlm.policy import Policy
-from cppo_ref.vlm.scoring import beyond_rounding, completion_entropy, completion_logprobs, hidden_entropy
+from cppo_ref.vlm.scoring import beyond_rounding, completion_entropy, completion_logprobs, hidden_entropy, hidden_logprobs
+
+Logits = Float[Tensor, "N V"]
 
 
 def perception_tokens(
@@ -44,11 +46,7 @@ def perception_tokens(
 
 
 def contrastive_tokens(
-    anchor: Float[Tensor, "N V"],
-    preserved: Float[Tensor, "N V"],
-    removed: Float[Tensor, "N V"],
-    ids: Int[Tensor, " N"],
-    config: CPPOConfig,
+    anchor: Logits, preserved: Logits, removed: Logits, ids: Int[Tensor, " N"], config: CPPOConfig
 ) -> Float[Tensor, " N"]:
     """softplus((KL⁺ − KL⁻)/τ) of each token, from its logits under the three images."""
     options = {"estimator": config.kl_estimator, "detach_anchor": config.detach_anchor}
@@ -209,25 +207,19 @@ def loss_terms(
     """The weighted sums of the surrogate, the KL to the reference and CPL over the micro-batch `rows`, with graph."""
     ids, mask = batch.rollouts.completion_ids[rows], batch.rollouts.completion_mask[rows]
     hidden = policy.hidden_states(batch.prompts.take(rows), ids, mask)
-
-    def logprob(hidden: Tensor, ids: Tensor) -> Tensor:
-        """[N, H] and [N] to [N]: log-probability of each token, with graph."""
-        return token_logprobs(policy.logits(hidden, temperature=config.temperature), ids)
-
-    logprobs = over_tokens(logprob, mask, hidden, ids, vocabulary=policy.vocabulary)
+    logprobs = hidden_logprobs(policy, hidden, ids, mask, config.temperature)
     old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[rows]
-    clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
-    zero = logprobs.new_zeros(())
-    terms = {"policy_loss": weighted_sum(clipped_surrogate(logprobs, old, batch.advantages[rows], **clip), weights)}
-    terms["kl"] = (
-        zero if batch.ref_logprobs is None else weighted_sum(kl_to_reference(logprobs, batch.ref_logprobs[rows]), weights)
-    )
+    surrogate = clipped_surrogate(logprobs, old, batch.advantages[rows], clip_low=config.clip_low, clip_high=config.clip_high)
+    ratio = (logprobs.detach() - old).exp()
+    outside = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
+    terms = {"policy_loss": weighted_sum(surrogate, weights), "clip_fraction": weighted_sum(outside.float(), weights)}
+    terms["kl"] = terms["cpl"] = logprobs.new_zeros(())
+    if batch.ref_logprobs is not None:
+        terms["kl"] = weighted_sum(kl_to_reference(logprobs, batch.ref_logprobs[rows]), weights)
     looked = cpl_weights.any(dim=1)
     if looked.any():
         terms["cpl"] = perception_term(policy, batch, rows[looked], hidden[looked], cpl_weights[looked], config, parts)
-    ratio = (logprobs.detach() - old).exp()
-    outside = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
-    return {"cpl": zero, **terms, "clip_fraction": weighted_sum(outside.float(), weights)}
+    return terms
 
 
 def perception_term(

@@ -20,7 +20,7 @@ from cppo_ref.rewards import extract_boxed
 from cppo_ref.rollouts import Rollouts
 from cppo_ref.runs.detector import completion_shift, evaluate_detector
 from cppo_ref.vlm.policy import Policy
-from cppo_ref.worlds.splits import WORLD_SEED, shifted
+from cppo_ref.worlds.splits import SHIFT_STRENGTH, WORLD_SEED
 from study.hints import LEVEL, hinted_rows, with_hints
 from study.store import UNSEEN_METRICS
 from study.worlds import WORLDS
@@ -54,7 +54,7 @@ def evaluation_rows(level: str, split: str, images: int) -> dict[str, Examples]:
         return {name: split_rows(stored, level, images) for name, stored in names.items()}
     rng = np.random.default_rng([WORLD_SEED, 100])
     plain = split_rows("validation", level, images)
-    return {"plain": plain, "shift": [row | {"image": shifted(row["image"], rng)} for row in plain]}
+    return {"plain": plain, "shift": [row | {"image": preserve(row["image"], rng, strength=SHIFT_STRENGTH)} for row in plain]}
 
 
 def final_metrics(policy: Policy, rows: dict[str, Examples], seed: int) -> dict[str, float]:

@@ -34,9 +34,8 @@ def completions(policy):
 def test_unpacked_weights_are_those_that_the_kernels_multiply_by_to_the_bit():
     """Peft's own layers on top of both: only the weights differ."""
     packed, plain = load_policy("tiny", lora=None), load_policy("tiny", lora=None)
-    count = sum(isinstance(module, Linear4bit) for module in plain.model.modules())
-    weights = sum(m.in_features * m.out_features for m in plain.model.modules() if isinstance(m, Linear4bit))
-    assert unpack_4bit(plain.model, torch.float32) == 4 * weights and count == 21
+    assert sum(isinstance(module, Linear4bit) for module in plain.model.modules()) == 21
+    unpack_4bit(plain.model, torch.float32)
     assert not any(isinstance(module, Linear4bit) for module in plain.model.modules())
     with torch.no_grad():
         assert torch.equal(packed.score(*completions(packed)), plain.score(*completions(plain)))

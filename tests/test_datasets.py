@@ -20,7 +20,12 @@ from cppo_ref.config import InputError
 from cppo_ref.examples.loading import load_rows, step_rows
 from cppo_ref.examples.rows import Rows, row_at
 from cppo_ref.perturbations import PRESERVING
-from cppo_ref.worlds.splits import data_folder, make_split
+from cppo_ref.worlds.splits import data_folder
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from make_data import make_split  # noqa: E402
 
 COMMITTED = data_folder() / "shapes"
 VIEWS = {name: PRESERVING[name] for name in ("color_jitter", "perspective", "rotation")}
@@ -30,10 +35,9 @@ SMALL = [f"{level}/{split}" for level in ("easy", "hard") for split in ("validat
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Every split, written by another process with a hash seed of its own."""
-    folder = tmp_path_factory.mktemp("splits")
-    code = f"from pathlib import Path; from cppo_ref.worlds.splits import write_splits; write_splits(Path({str(folder)!r}))"
+    folder = tmp_path_factory.mktemp("splits") / "new"
     environment = os.environ | {"PYTHONHASHSEED": "4242"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    subprocess.run([sys.executable, SCRIPTS / "make_data.py", folder], env=environment, check=True, capture_output=True)
     return folder
 
 

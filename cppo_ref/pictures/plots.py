@@ -20,21 +20,12 @@ METHOD_COLORS = {"grpo": ORANGE, "cppo": BLUE, "before": "#999999"}
 SHIFT_LIMIT = 1.5  # nats; every heatmap uses −limit … +limit
 SHIFT_NORM = Normalize(-SHIFT_LIMIT, SHIFT_LIMIT)
 SHIFT_MAP = LinearSegmentedColormap.from_list("entropy shift", [SKY, "#ffffff", VERMILION])
-STYLE: dict[Any, Any] = {
-    "figure.dpi": 110,
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
+STYLE = Path(__file__).with_name("course.mplstyle")
 
 
 def style() -> Any:
     """The style of every figure, as a context: `with style(): …`."""
-    return plt.rc_context(STYLE)
+    return plt.style.context(STYLE)
 
 
 def show(alt: str, figure: Figure | None = None) -> None:
@@ -52,12 +43,12 @@ def show_image(ax: Axes, image: Image.Image, title: str, *, edge: str = "#999999
     ax.set_title(title, fontsize=10)
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set(visible=True, color=edge)
+    ax.spines[:].set(visible=True, color=edge)
 
 
 def draw_tokens(ax: Axes, tokens: Sequence[str], *, faces: Iterable[Any], outlined: Sequence[bool], columns: int = 44) -> None:
     """Lay tokens out as boxes that wrap after `columns` characters and at "\\n"; `outlined` ones are framed and bold."""
+    font: dict[str, Any] = {"ha": "center", "va": "center", "family": "monospace", "fontsize": 9}
     x, line = 0.0, 0
     for token, face, outline in zip(tokens, faces, outlined, strict=True):
         width = len(token) + 1.2
@@ -67,29 +58,14 @@ def draw_tokens(ax: Axes, tokens: Sequence[str], *, faces: Iterable[Any], outlin
             continue
         edge = BLACK if outline else "#d0d0d0"
         ax.add_patch(Rectangle((x + 0.1, line + 0.1), width - 0.2, 0.8, facecolor=face, edgecolor=edge, lw=1.6 * outline + 0.4))
-        weight = "bold" if outline else "normal"
-        ax.text(
-            x + width / 2,
-            line + 0.53,
-            token.replace("$", r"\$"),
-            ha="center",
-            va="center",
-            weight=weight,
-            family="monospace",
-            fontsize=9,
-        )
+        ax.text(x + width / 2, line + 0.53, token.replace("$", r"\$"), weight="bold" if outline else "normal", **font)
         x += width
     ax.set(xlim=(0, columns), ylim=(line + 1.1, 0))
     ax.axis("off")
 
 
 def plot_heatmap(
-    tokens: Sequence[str],
-    shift: Sequence[float],
-    selected: Sequence[bool],
-    views: Mapping[str, Image.Image],
-    *,
-    title: str = "",
+    tokens: Sequence[str], shift: Sequence[float], selected: Sequence[bool], views: Mapping[str, Image.Image], title: str = ""
 ) -> Figure:
     """A completion coloured by entropy shift (nats), perception tokens framed, below the views that it was scored under."""
     with style():
@@ -108,7 +84,8 @@ def plot_heatmap(
 def plot_perturbations(image: Image.Image, views: Mapping[str, Image.Image], preserving: Sequence[str]) -> Figure:
     """The original beside its views; the names in `preserving` are framed as preserving, the others as removing."""
     with style():
-        fig, grid = plt.subplots(-(-(len(views) + 1) // 5), 5, figsize=(9, 2.15 * -(-(len(views) + 1) // 5)))
+        lines = -(-(len(views) + 1) // 5)
+        fig, grid = plt.subplots(lines, 5, figsize=(9, 2.15 * lines))
         axes = grid.flatten()
         for ax in axes[len(views) + 1 :]:
             ax.axis("off")
@@ -142,17 +119,11 @@ def plot_training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]],
 
 
 def plot_before_after(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    examples: Sequence[tuple[Image.Image, Mapping[str, Sequence[Any]]]],
-    name: str,
+    before: Mapping[str, Any], after: Mapping[str, Any], examples: Sequence[tuple[Image.Image, Mapping[str, Any]]], name: str
 ) -> Figure:
     """What training changed: accuracy per split with 95 % intervals, and completions of the same images before and after.
 
-    Args:
-        before, after: split name -> evaluation.SplitReport.
-        examples: (image, {"before": token labels, "after": token labels}).
-        name: the method.
+    `before` and `after`: split name -> SplitReport; `examples`: (image, {"before": token labels, "after": token labels}).
     """
     with style():
         fig = plt.figure(figsize=(12.5, 2.2 * len(examples)))
@@ -168,12 +139,10 @@ def plot_before_after(
 
 def _bars(ax: Axes, reports: Mapping[str, Mapping[str, Any]]) -> None:
     for number, (label, splits) in enumerate(reports.items()):
-        intervals = [report.avg_at_k for report in splits.values()]
-        heights = [i.value for i in intervals]
-        errors = np.array([[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]])
+        heights, low, high = np.array([[i.value, i.low, i.high] for i in (r.avg_at_k for r in splits.values())]).T
         x = np.arange(len(splits)) + 0.38 * (number - 0.5)
         color = METHOD_COLORS.get(label.split("-")[0], BLUE)
-        ax.bar(x, heights, 0.36, yerr=errors, capsize=3, color=color, label=label)
+        ax.bar(x, heights, 0.36, yerr=[heights - low, high - heights], capsize=3, color=color, label=label)
         for place, height in zip(x, heights, strict=True):
             ax.text(place, 0.02, f"{height:.2f}", ha="center", fontsize=9, color="white", weight="bold")
     splits = next(iter(reports.values()))

@@ -9,7 +9,7 @@ from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
 from cppo_ref.evaluation import completion_labels, sample_answers
 from cppo_ref.examples.rows import images_of
-from cppo_ref.perception import Ranking, entropy_shift, perception_score, select_perception_tokens
+from cppo_ref.perception import entropy_shift, perception_score, select_perception_tokens
 from cppo_ref.perturbations import remove, view_rng
 from cppo_ref.rollouts import Rollouts
 from cppo_ref.vlm.policy import Policy
@@ -34,9 +34,7 @@ def evaluate_detector(
     *,
     removing: Sequence[str] = ("noise_patches",),
     strength: float = 1.0,
-    ranking: Ranking = "absolute",
     top_fraction: float = 0.5,
-    max_new_tokens: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
 ) -> DetectorReport:
@@ -46,17 +44,15 @@ def evaluate_detector(
     """
     truth, shifts, normalized, chosen = [], [], [], []
     shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-    for rollouts in sample_answers(policy, rows, samples=1, max_new_tokens=max_new_tokens, **shared):
-        shift, removed_entropy = completion_shift(policy, rollouts, removing=removing, strength=strength, **shared)
-        selected = select_perception_tokens(
-            shift, removed_entropy, rollouts.completion_mask, top_fraction=top_fraction, ranking=ranking
-        )
-        ratio = perception_score(shift, removed_entropy, ranking="normalized")
+    for rollouts in sample_answers(policy, rows, samples=1, **shared):
+        shift, removed = completion_shift(policy, rollouts, removing=removing, strength=strength, **shared)
+        ratio = perception_score(shift, removed, ranking="normalized")
+        mask = rollouts.completion_mask
+        selected = select_perception_tokens(shift, removed, mask, top_fraction=top_fraction, ranking="absolute")
         for i, labels in enumerate(completion_labels(policy, rollouts)):
-            n = len(labels)
             truth += [label.kind == "perception" for label in labels]
             for values, source in ((shifts, shift), (normalized, ratio), (chosen, selected)):
-                values += source[i, :n].tolist()
+                values += source[i, : len(labels)].tolist()
     return DetectorReport(
         auroc_absolute=float(roc_auc_score(truth, shifts)),
         auroc_normalized=float(roc_auc_score(truth, normalized)),
@@ -77,11 +73,9 @@ def completion_shift(
     seed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(ΔH, H⁻), both [B, T] in nats, of completions under one removing view per image; scored `batch_size` at a time."""
-    views = []
-    for i, row in enumerate(rollouts.rows):
-        rng = view_rng(seed, 0, i, "remove")
-        views.append([remove(image, rng, removing, strength) for image in images_of(row)])
+    drawn = [(view_rng(seed, 0, i, "remove"), row) for i, row in enumerate(rollouts.rows)]
+    views = [[remove(image, rng, removing, strength) for image in images_of(row)] for rng, row in drawn]
     removed = policy.encode(views, [row["question"] for row in rollouts.rows]).take(rollouts.prompt_of_row)
-    completions = removed, rollouts.completion_ids, rollouts.completion_mask
-    removed_entropy = completion_entropy(policy, *completions, batch_size=batch_size)
-    return entropy_shift(rollouts.entropy, removed_entropy, rollouts.completion_mask), removed_entropy
+    ids, mask = rollouts.completion_ids, rollouts.completion_mask
+    removed_entropy = completion_entropy(policy, removed, ids, mask, batch_size=batch_size)
+    return entropy_shift(rollouts.entropy, removed_entropy, mask), removed_entropy

@@ -1,6 +1,5 @@
 """What a training step reports, and the clock behind its seconds."""
 
-import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ class StepMetrics:
 
     def scalars(self) -> dict[str, float]:
         """All numbers in one flat dict; phases as seconds/NAME and gigabytes/NAME."""
-        flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("seconds", "peak_bytes")}
+        flat = {name: value for name, value in vars(self).items() if name not in ("seconds", "peak_bytes")}
         flat |= {f"seconds/{name}": value for name, value in self.seconds.items()}
         return flat | {f"gigabytes/{name}": value / 1e9 for name, value in self.peak_bytes.items()}
 
@@ -89,12 +88,9 @@ def step_metrics(
 ) -> StepMetrics:
     """Boil a batch and its updates down to the scalars of `StepMetrics`."""
     mask = batch.rollouts.completion_mask
-    lengths = mask.sum(dim=1).float()
     correct = batch.rewards > 0.5  # a right answer alone earns 0.9, the format alone 0.1
-    gated_tokens = mask & batch.gate[:, None]
-    tokens = max(int(gated_tokens.sum()), 1)
-    names = ("policy_loss", "kl", "cpl", "grad_norm", "clip_fraction")
-    means = {name: sum(u[name] for u in updates) / max(len(updates), 1) for name in names}
+    tokens = max(int((mask & batch.gate[:, None]).sum()), 1)  # of the gated rows
+    learned = ("policy_loss", "kl", "cpl", "grad_norm", "clip_fraction")
     return StepMetrics(
         step=step,
         reward=batch.rewards.mean().item(),
@@ -106,10 +102,10 @@ def step_metrics(
         perturbed_rows=0 if batch.selected is None else int(batch.gate.sum()),
         perception_tokens=0.0 if batch.selected is None else int(batch.selected.sum()) / tokens,
         entropy_shift=0.0 if batch.shift is None else batch.shift.sum().item() / tokens,
-        completion_tokens=lengths.mean().item(),
+        completion_tokens=mask.sum(dim=1).float().mean().item(),
         truncated=(~batch.rollouts.finished).float().mean().item(),
         learning_rate=optimizer.param_groups[0]["lr"],
         seconds=dict(clock.seconds),
         peak_bytes=clock.peak_bytes,
-        **means,
+        **{name: sum(update[name] for update in updates) / max(len(updates), 1) for name in learned},
     )

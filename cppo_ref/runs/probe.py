@@ -5,6 +5,7 @@ adapters, order of the rows and random draws stay as they were.
 """
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.evaluation import correctness
-from cppo_ref.examples.loading import load_rows, step_rows
+from cppo_ref.examples.loading import rows_for, step_rows
 from cppo_ref.examples.rows import Rows, images_of, row_at
 from cppo_ref.examples.views import blanked, views_of
 from cppo_ref.rewards import extract_boxed, format_reward, reward
@@ -66,20 +67,22 @@ def run_probe(policy: Policy, rows: Rows, config: CPPOConfig, count: int) -> Pro
     shift = scored_entropy(policy, removed, rollouts, config) - rollouts.entropy
     greedy, blind = (_sample(policy, some, config, greedy=True) for some in (first, [blanked(row) for row in first]))
     check_image_matters(policy, greedy, blind, config.micro_batch_size)
+    answers = zip(*([extract_boxed(text) or text for text in r.texts] for r in (greedy, blind)), strict=True)
     start = time.perf_counter()
     silent = check_gradients(policy, rollouts, config)
     learned = time.perf_counter() - start
+    held = rows_for(config, "validation") if config.data == "shapes" else rows  # as evaluation reads them
     rewards = torch.tensor([reward(t, a) for t, a in zip(rollouts.texts, rollouts.answers, strict=True)])
     groups = rewards.view(-1, config.group_size)
     return Probe(
-        prompts=prompts_text(policy, first[0], _evaluation_row(rows, config)),
+        prompts=prompts_text(policy, first[0], row_at(held, len(held) - 1)),
         completions=len(rewards),
         right=float(correctness([rollouts]).mean()),
         formatted=sum(map(format_reward, rollouts.texts)) / len(rewards),
         dead=(groups == groups[:, :1]).all(dim=1).float().mean().item(),
         finished=rollouts.finished.float().mean().item(),
         tokens=rollouts.completion_mask.sum(dim=1).float().mean().item(),
-        changed=sum(_answer(a) != _answer(b) for a, b in zip(greedy.texts, blind.texts, strict=True)) / count,
+        changed=sum(before != after for before, after in answers) / count,
         shift=shift[rollouts.completion_mask].quantile(torch.tensor([0.1, 0.5, 0.9], device=shift.device)).tolist(),
         disagreement=disagreement,
         silent=silent,
@@ -91,26 +94,10 @@ def run_probe(policy: Policy, rows: Rows, config: CPPOConfig, count: int) -> Pro
 
 
 def _sample(policy: Policy, rows: list[dict[str, Any]], config: CPPOConfig, greedy: bool = False) -> Rollouts:
-    return generate_rollouts(
-        policy,
-        rows,
-        group_size=1 if greedy else config.group_size,
-        max_new_tokens=config.max_new_tokens,
-        temperature=0 if greedy else config.temperature,
-        batch_size=config.rollout_batch_size,
-        rng=torch.Generator().manual_seed(stream_seed(config.seed, 0, 0)),
-    )
-
-
-def _evaluation_row(rows: Rows, config: CPPOConfig) -> dict[str, Any]:
-    """A row as evaluation reads it: of the validation split, or the last of a user's own."""
-    own = config.data != "shapes"
-    held = rows if own else load_rows("shapes", "validation", config.level, instruction=config.instruction)
-    return row_at(held, len(held) - 1)
-
-
-def _answer(text: str) -> str:
-    return extract_boxed(text) or text
+    group_size, temperature = (1, 0.0) if greedy else (config.group_size, config.temperature)
+    options = {"max_new_tokens": config.max_new_tokens, "batch_size": config.rollout_batch_size, "temperature": temperature}
+    rng = torch.Generator().manual_seed(stream_seed(config.seed, 0, 0))
+    return generate_rollouts(policy, rows, group_size=group_size, rng=rng, **options)
 
 
 def scored_entropy(policy: Policy, prompts: Prompts, rollouts: Rollouts, config: CPPOConfig) -> torch.Tensor:
@@ -146,22 +133,20 @@ def check_gradients(policy: Policy, rollouts: Rollouts, config: CPPOConfig) -> l
 
     LLaVA reads its vision tower before the last layer, so that layer never gets one.
     """
-
-    def logit(hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """[N, H] and [N] to [N]: the logit of each token, whose gradient does not vanish where the policy is certain."""
-        return policy.logits(hidden).gather(-1, ids[:, None]).squeeze(-1)
-
     rows = slice(0, config.micro_batch_size)
     ids, mask = rollouts.completion_ids[rows], rollouts.completion_mask[rows]
     with policy.learning():
         hidden = policy.hidden_states(rollouts.prompts.take(rollouts.prompt_of_row[rows]), ids, mask)
-        over_tokens(logit, mask, hidden, ids, vocabulary=policy.vocabulary).sum().backward()
-    layers: dict[str, bool] = {}
+        # of each token's logit: that of its log-probability vanishes where the policy is certain
+        logits = over_tokens(
+            lambda h, i: policy.logits(h).gather(-1, i[:, None])[:, 0], mask, hidden, ids, vocabulary=policy.vocabulary
+        )
+        logits.sum().backward()
+    layers: dict[str, bool] = defaultdict(bool)
     for name, parameter in policy.model.named_parameters():
         if parameter.requires_grad:
             layer = name.split(".lora_")[0].removeprefix("base_model.model.")
-            moved = parameter.grad is not None and bool(parameter.grad.any())
-            layers[layer] = layers.get(layer, False) or moved  # B begins at zero, and so does the gradient of A
+            layers[layer] |= parameter.grad is not None and bool(parameter.grad.any())  # A's is zero, because B begins at zero
     policy.model.zero_grad(set_to_none=True)
     for part in (policy.family.vision, policy.family.language):
         adapted = [reached for layer, reached in layers.items() if layer.startswith(part)]
@@ -173,16 +158,14 @@ def check_gradients(policy: Policy, rollouts: Rollouts, config: CPPOConfig) -> l
 def prompts_text(policy: Policy, train: dict[str, Any], evaluation: dict[str, Any]) -> str:
     """The prompts of a training and an evaluation row as the model reads them, with their images' sizes."""
     lines, ends = [], []
+    image_id = getattr(policy.vlm.config, "image_token_id", None)
     for kind, row in (("training", train), ("evaluation", evaluation)):
         ids = policy.encode([images_of(row)], [row["question"]]).inputs["input_ids"][0].tolist()
-        image_id = getattr(policy.vlm.config, "image_token_id", None)
-        text = policy.tokenizer.decode([i for i in ids if i != image_id])
-        sizes = [f"{image.width}×{image.height}" for image in images_of(row)]
         fitted = [fit_pixels(image, policy.max_pixels) for image in images_of(row)]
-        read = [f"{image.width}×{image.height}" for image in fitted]
-        lines.append(f"{kind} prompt: {len(ids)} tokens, {ids.count(image_id)} of them images; {', '.join(sizes)}")
-        lines[-1] += f" read as {', '.join(read)}" if read != sizes else ""
-        lines.append(f"  {text!r}")
+        size, read = (", ".join(f"{i.width}×{i.height}" for i in images) for images in (images_of(row), fitted))
+        scaled = f" read as {read}" if read != size else ""
+        lines.append(f"{kind} prompt: {len(ids)} tokens, {ids.count(image_id)} of them images; {size}{scaled}")
+        lines.append(f"  {policy.tokenizer.decode([i for i in ids if i != image_id])!r}")
         ends.append(ids[::-1])
     same = next((i for i, (a, b) in enumerate(zip(*ends, strict=False)) if a != b), min(map(len, ends)))
     return "\n".join([*lines, f"both end in the same {same} tokens"])
@@ -190,20 +173,17 @@ def prompts_text(policy: Policy, train: dict[str, Any], evaluation: dict[str, An
 
 def verdicts(probe: Probe) -> list[str]:
     """What stands in the way of learning, and what to change; nothing if nothing does."""
-    found = []
-    if probe.finished == 0:
-        found.append("every completion was cut: raise --max_new_tokens, or ask for shorter answers with --instruction")
-    if probe.formatted == 0:
-        found.append("no completion has the format: say in --instruction that the answer belongs into \\boxed{}")
-    if probe.right == 0:
-        found.append("no answer is right, so accuracy teaches nothing: check the prompt, take easier rows or a stronger model")
-    if probe.right == 1:
-        found.append("every answer is right, so there is nothing to learn: take harder rows")
-    elif probe.dead > 0.8:
-        found.append(f"{probe.dead:.0%} of the groups teach nothing: take rows that are right now and then, or a larger group")
-    if probe.changed == 0:
-        found.append("no answer changes when the image is blank: the model does not look, or the rows do not need the image")
-    return found
+    right, changed = probe.right, probe.changed
+    dead = f"{probe.dead:.0%} of the groups teach nothing: take rows that are right now and then, or a larger group"
+    obstacles = {
+        "every completion was cut: raise --max_new_tokens, or ask for shorter answers with --instruction": probe.finished == 0,
+        "no completion has the format: say in --instruction that the answer belongs into \\boxed{}": probe.formatted == 0,
+        "no answer is right, so accuracy teaches nothing: check the prompt, take easier rows or a stronger model": right == 0,
+        "every answer is right, so there is nothing to learn: take harder rows": right == 1,
+        dead: probe.dead > 0.8 and right < 1,
+        "no answer changes when the image is blank: the model does not look, or the rows do not need the image": changed == 0,
+    }
+    return [text for text, stands in obstacles.items() if stands]
 
 
 def probe_text(probe: Probe, config: CPPOConfig) -> str:
@@ -224,5 +204,4 @@ def probe_text(probe: Probe, config: CPPOConfig) -> str:
         f"measured: {probe.sampling_seconds:.1f} s to sample ({step:.1f} s for a step's rollouts), "
         f"{probe.learning_seconds:.1f} s for a micro-batch forward and backward (a step has {micro} or more), peak {peak}",
     ]
-    found = verdicts(probe)
-    return "\n".join([*lines, *(f"→ {text}" for text in found or ["nothing stands in the way of learning"])])
+    return "\n".join([*lines, *(f"→ {text}" for text in verdicts(probe) or ["nothing stands in the way of learning"])])

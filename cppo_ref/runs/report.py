@@ -1,6 +1,7 @@
-"""Reports: everything that is measured of a policy on the shape world, as numbers and as text."""
+"""Reports: everything that is measured of a policy, as numbers and as text."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +13,7 @@ from cppo_ref.examples.rows import row_at
 from cppo_ref.examples.views import blanked
 from cppo_ref.runs.detector import evaluate_detector
 from cppo_ref.runs.intervals import Interval
-from cppo_ref.vlm.policy import Policy, policy_for
+from cppo_ref.vlm.policy import policy_for
 
 DETECTOR_VIEWS = (
     *(("noise_patches", strength) for strength in (4.0, 2.0, 1.0)),
@@ -22,61 +23,41 @@ DETECTOR_VIEWS = (
 
 def best_constant_guess(rows: Sequence[dict[str, Any]]) -> float:
     """Accuracy of always giving the most frequent answer: what not looking can earn."""
-    answers = [row["answer"] for row in rows]
-    return max(answers.count(answer) for answer in set(answers)) / len(answers)
+    return Counter(row["answer"] for row in rows).most_common(1)[0][1] / len(rows)
 
 
-def evaluation_report(
-    policy: Policy, level: str = "easy", images: int = 300, seed: int = 0, *, batch_size: int | None = None
-) -> dict[str, Any]:
-    """Everything that is measured of a policy on the shape world, as plain numbers; `batch_size` completions at a time."""
-    splits = {split: split_rows(split, level, images) for split in ("test", "test_shift", "test_blank")}
-    options = {"seed": seed, "batch_size": batch_size}
+def evaluate_run(config: CPPOConfig, adapter: str = "", split: str = "test", images: int = 300) -> dict[str, Any]:
+    """Everything that is measured of a run's policy, as plain numbers; the detector and the tokens on the shape world only.
+
+    `images` rows, or all there are, of the shape world's three test splits; of a user's own data those of `split` as they
+    are and with blank images.
+    """
+    if config.data == "shapes":
+        splits = {name: split_rows(name, config.level, images) for name in ("test", "test_shift", "test_blank")}
+        about, views, limit = {"level": config.level, "images": images}, DETECTOR_VIEWS, None
+    else:  # a wrong name is found before the model is loaded
+        table = rows_for(config, split)
+        rows = [row_at(table, i) for i in range(min(images, len(table)))]
+        rows = [{name: row[name] for name in row if name != "objects"} for row in rows]  # a name of the shape world
+        splits = {"given": rows, "blank": [blanked(row) for row in rows]}
+        about, views, limit = {"data": config.data, "images": len(rows)}, (), config.max_new_tokens
+    policy, plain = policy_for(config, adapter), next(iter(splits.values()))
+    options: dict[str, Any] = {"seed": config.seed, "batch_size": config.rollout_batch_size}
     detectors = {
-        f"{view} ×{strength:g}": evaluate_detector(policy, splits["test"], removing=[view], strength=strength, **options)
-        for view, strength in DETECTOR_VIEWS
+        f"{view} ×{strength:g}": evaluate_detector(policy, plain, removing=[view], strength=strength, **options)
+        for view, strength in views
     }
-    return {
-        "level": level,
-        "images": images,
-        "seed": seed,
-        "best_constant_guess": best_constant_guess(splits["test"]),
-        "splits": {name: asdict(evaluate_split(policy, rows, **options)) for name, rows in splits.items()},
+    judged = {name: evaluate_split(policy, rows, max_new_tokens=limit, **options) for name, rows in splits.items()}
+    return about | {
+        "seed": config.seed,
+        "best_constant_guess": best_constant_guess(plain),
+        "splits": {name: asdict(report) for name, report in judged.items()},
         "detector": {name: asdict(report) for name, report in detectors.items()},
     }
 
 
-def evaluate_run(config: CPPOConfig, adapter: str = "", split: str = "test", images: int = 300) -> dict[str, Any]:
-    """The `evaluation_report` of a run's policy; on a user's own data the same, without what only the shape world knows."""
-    options = {"seed": config.seed, "batch_size": config.rollout_batch_size}
-    own = [] if config.data == "shapes" else own_rows(config, split, images)  # a wrong name is found before the model is loaded
-    policy = policy_for(config, adapter)
-    if config.data == "shapes":
-        return evaluation_report(policy, config.level, images, **options)
-    blanks = [blanked(row) for row in own]
-    splits = {
-        name: evaluate_split(policy, rows, max_new_tokens=config.max_new_tokens, **options)
-        for name, rows in (("given", own), ("blank", blanks))
-    }
-    return {
-        "data": config.data,
-        "images": len(own),
-        "seed": config.seed,
-        "best_constant_guess": best_constant_guess(own),
-        "splits": {name: asdict(report) for name, report in splits.items()},
-        "detector": {},
-    }
-
-
-def own_rows(config: CPPOConfig, split: str, count: int) -> list[dict[str, Any]]:
-    """The first `count` rows (or all there are) of a split of the run's data."""
-    rows = rows_for(config, split)
-    found = [row_at(rows, i) for i in range(min(count, len(rows)))]
-    return [{name: value for name, value in row.items() if name != "objects"} for row in found]  # a name of the shape world
-
-
 def report_text(report: dict[str, Any]) -> str:
-    """An `evaluation_report` as two small tables; a dash for what is not known."""
+    """What `evaluate_run` measured as two small tables; a dash for what is not known."""
     lines = [f"{'images':<14}{'avg@8 [95 % interval]':<26}{'greedy':<10}{'perception':<12}reasoning"]
     for name, split in report["splits"].items():
         interval = Interval(**split["avg_at_k"])

@@ -1,7 +1,5 @@
 """The audit of a model before training: what is in 4 bits, what learns, and how much memory a step will need."""
 
-from typing import Any
-
 import torch
 
 from cppo_ref.config import CPPOConfig
@@ -16,17 +14,16 @@ PARTS = ("vision tower", "projector", "language model", "embeddings", "lm_head")
 def parts(model: Skeleton) -> dict[str, list[str]]:
     """The names of the model's linear and embedding layers, by the part they belong to; each name once."""
     family = model.family
-    prefixes = {"projector": family.projector, "vision tower": family.vision, "language model": family.language}
+    prefixes = {family.projector: "projector", family.vision: "vision tower", family.language: "language model"}
     found: dict[str, list[str]] = {name: [] for name in PARTS}
     for name, module in model.modules.items():
-        if isinstance(module, torch.nn.Embedding) and name.startswith(family.language):
-            found["embeddings"].append(name)
+        part = next((part for prefix, part in prefixes.items() if name.startswith(prefix)), "")
+        if isinstance(module, torch.nn.Embedding) and part == "language model":
+            part = "embeddings"
         elif name == "lm_head":
-            found["lm_head"].append(name)
-        elif isinstance(module, torch.nn.Linear | torch.nn.Embedding | torch.nn.Conv2d | torch.nn.Conv3d):
-            part = next((part for part, prefix in prefixes.items() if name.startswith(prefix)), None)
-            if part is not None:
-                found[part].append(name)
+            part = name
+        if part and isinstance(module, torch.nn.Linear | torch.nn.Embedding | torch.nn.Conv2d | torch.nn.Conv3d):
+            found[part].append(name)
     return found
 
 
@@ -40,21 +37,14 @@ def audit(run: CPPOConfig, profile: str = "") -> str:
     lines = [f"{run.model}: {model.config.model_type}, {model.total_weights / 1e6:,.0f} M weights", ""]
     lines += [f"{'part':<16}{'weights':>10}{'layers':>8}{'in 4 bits':>11}{'kept':>7}{'with adapter':>14}"]
     for part, names in parts(model).items():
-        weights = sum(_weights(model.modules[name]) for name in names)
-        quantised = sum(name in model.in_4bit for name in names)
-        adapted = sum(name in model.adapted for name in names)
+        weights = sum(parameter.numel() for name in names for parameter in model.modules[name].parameters())  # none is packed
+        quantised, adapted = (sum(name in some for name in names) for some in (model.in_4bit, model.adapted))
         counts = f"{len(names):>8}{quantised:>11}{len(names) - quantised:>7}{adapted:>14}"
         lines.append(f"{part:<16}{weights / 1e6:>8,.1f} M{counts}")
     if model.config.tie_word_embeddings:
         lines.append("(lm_head and the embeddings are one matrix, counted in both rows)")
     lines.append(f"adapters: {model.adapter_weights / 1e6:,.1f} M weights in float32, the only ones that learn")
     return "\n".join([*lines, "", *_estimates(model, run, profile)])
-
-
-def _weights(module: Any) -> int:
-    if isinstance(module, torch.nn.Linear):  # a 4-bit layer's own weight is packed, so count by its shape
-        return module.in_features * module.out_features + (0 if module.bias is None else module.out_features)
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _estimates(model: Skeleton, run: CPPOConfig, profile: str) -> list[str]:

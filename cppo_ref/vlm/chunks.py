@@ -20,18 +20,15 @@ def over_tokens(
 ) -> Float[Tensor, "B T *k"]:
     """`statistic(*inputs)` of the tokens where `mask` is True, at most BLOCK logits at a time; 0 on the others.
 
-    Args:
-        statistic: takes the inputs of N tokens, [N, …] each, and returns [N] or [N, k]; it may make [N, V] logits.
-        mask: the tokens that are wanted.
-        inputs: hidden states, token ids, … of all tokens, [B, T, …] each.
-        vocabulary: V.
+    `inputs` are hidden states, token ids, … of all tokens, [B, T, …]. `statistic` takes those of N tokens, [N, …] each, and
+    returns [N] or [N, k]; it may make logits, [N, vocabulary].
     """
     size = max(BLOCK // vocabulary, 1)
     chunks = list(zip(*(tensor[mask].split(size) for tensor in inputs), strict=True))
-    if len(chunks) == 1 or not torch.is_grad_enabled():
-        values = torch.cat([statistic(*chunk) for chunk in chunks])
-    else:
+    if len(chunks) > 1 and torch.is_grad_enabled():
         values = torch.cat([checkpoint(statistic, *chunk, use_reentrant=False) for chunk in chunks])  # type: ignore[misc]
+    else:
+        values = torch.cat([statistic(*chunk) for chunk in chunks])
     everywhere = values.new_zeros(*mask.shape, *values.shape[1:])
     everywhere[mask] = values
     return everywhere

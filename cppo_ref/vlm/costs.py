@@ -62,24 +62,23 @@ def step_work(size: ModelSize, run: CPPOConfig) -> dict[str, Work]:
     )
 
     def passes(share: float, factor: int) -> Work:
-        """`share` of the rows through the model, as packs of `micro_batch_size`; factor: 1 forward, 2 with its backward, …"""
+        """`share` of the rows through the model, as packs of `micro_batch_size`; 0, 1 (forward), 2 (and backward), … times"""
         packs = max(share * rows / min(rows, run.micro_batch_size), 1)
         prompts = max(packs, share * run.prompts_per_step)  # a prompt is computed once in each pack that needs it
         tokens = prompts * prompt + share * rows * new
         attention = 4 * size.layers * size.query_width * tokens * tokens / prompts
         flop = 2 * language * tokens + attention + prompts * image + 2 * head * share * rows * new
-        layers = size.layers + size.vision_layers
-        return Work(factor * flop, factor * packs * read, factor * packs * layers * KERNELS[not packed])
+        launched = packs * (size.layers + size.vision_layers) * KERNELS[not packed]
+        return Work(factor * flop, factor * packs * read, factor * launched)
 
     learned = 3 if run.activation_checkpointing else 2  # the frozen weights get no gradient: backward costs a forward
     gated = GATED if run.advantage_gate else 1
     looked = 1 + (2 * gated if run.cpl_weight > 0 else 0)
     before = (run.kl_weight > 0) + (not run.on_policy)  # log π of the reference, and of the policy itself
-    nothing = Work(0, 0, 0)
     return {
         "rollouts": rollouts,
-        "reference": passes(1, before) if before else nothing,
-        "detection": passes(gated, 1) if run.cpl_weight > 0 else nothing,
+        "reference": passes(1, before),
+        "detection": passes(gated, int(run.cpl_weight > 0)),
         "update": passes(looked, learned * run.num_epochs),
     }
 

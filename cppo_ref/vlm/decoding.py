@@ -18,12 +18,8 @@ class Decoder:
     ) -> None:
         """Compute the P prompts.
 
-        Args:
-            vlm: the whole model; its `.model` takes `inputs`.
-            language: the language model in it, which goes on.
-            inputs: of the prompts, padded on the left.
-            positions: of the prompts' tokens.
-            prompt: the prompt of each completion.
+        `inputs` (padded on the left) and `positions` are the prompts'; `prompt` is the prompt of each completion. `vlm.model`
+        takes the inputs; `language`, the language model in it, goes on.
         """
         self.language = language
         self.cache = DynamicCache(config=vlm.config.get_text_config())
@@ -37,11 +33,6 @@ class Decoder:
         """Go on by one token each."""
         self.mask = F.pad(self.mask, (0, 1), value=1)
         self.position = self.position + 1
-        output = self.language(
-            input_ids=ids[:, None],
-            attention_mask=self.mask,
-            position_ids=self.position,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        state = {"attention_mask": self.mask, "position_ids": self.position, "past_key_values": self.cache}
+        output = self.language(input_ids=ids[:, None], **state, use_cache=True)
         self.hidden = output.last_hidden_state[:, -1]

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
+import torch.nn.functional as F
 from bitsandbytes.nn.modules import Linear4bit
+from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
+from torch import Tensor
 
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import Rollouts, generate_rollouts
 from cppo_ref.runs.checkpoints import save_atomically
+from cppo_ref.vlm.adapters import put_plain, unpacked
 from cppo_ref.vlm.memory import estimate, measure
 from cppo_ref.vlm.policy import Policy, load_policy
 from cppo_ref.vlm.quantization import read_config, skeleton
@@ -55,13 +58,12 @@ def export_merged(
         del merged  # only one of the two models is held
         gc.collect()
         reloaded = load_policy(str(folder), quantize="none", lora=None, device=device, dtype=dtype)
-        kl = _mean_kl(expected, _probe_logprobs(reloaded, probe), probe)
+        kl = F.kl_div(_probe_logprobs(reloaded, probe), expected, reduction="batchmean", log_target=True).item()
         if not kl <= MAX_KL:
             raise ArithmeticError(f"merged model differs by {kl:.3g} nats per token, expected at most {MAX_KL}")
 
     save_atomically(output, write)
-    tokens = int(probe.completion_mask.sum())
-    return f"merged model in {output} ({dtype}); KL to the QLoRA policy over {tokens} tokens: {kl:.2e} nats"
+    return f"merged model in {output} ({dtype}); KL to the QLoRA policy over {len(expected)} tokens: {kl:.2e} nats"
 
 
 def export_peak(model: str) -> float:
@@ -73,14 +75,10 @@ def export_peak(model: str) -> float:
 
 
 @torch.no_grad()
-def _probe_logprobs(policy: Policy, probe: Rollouts) -> torch.Tensor:
-    prompts = probe.prompts.take(probe.prompt_of_row)
-    return policy.score(prompts, probe.completion_ids, probe.completion_mask).log_softmax(dim=-1)
-
-
-def _mean_kl(expected: torch.Tensor, got: torch.Tensor, probe: Rollouts) -> float:
-    divergence = torch.nn.functional.kl_div(got, expected, reduction="none", log_target=True).sum(dim=-1)
-    return divergence[probe.completion_mask].mean().item()
+def _probe_logprobs(policy: Policy, probe: Rollouts) -> Float[Tensor, "N V"]:
+    """log π at every token of the probe's completions."""
+    prompts, mask = probe.prompts.take(probe.prompt_of_row), probe.completion_mask
+    return policy.score(prompts, probe.completion_ids, mask)[mask].log_softmax(dim=-1)
 
 
 @torch.no_grad()
@@ -89,18 +87,11 @@ def merged_model(policy: Policy) -> Any:
     model = policy.vlm
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer | Linear4bit) and ".base_layer" not in n]
     for name, layer in layers:
-        adapted = isinstance(layer, LoraLayer)
-        base: Any = layer.get_base_layer() if adapted else layer
-        held: Any = base.weight
-        packed = isinstance(base, Linear4bit)
-        weight = (dequantize_4bit(held.data, held.quant_state) if packed else held).float()
-        if adapted:
+        base: Any = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+        weight = (unpacked(base) if isinstance(base, Linear4bit) else base.weight).float()
+        if isinstance(layer, LoraLayer):
             weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)  # type: ignore[operator]
-        plain = torch.nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-        plain.weight = torch.nn.Parameter(weight.reshape(plain.weight.shape).to(policy.dtype), requires_grad=False)
-        plain.bias = base.bias
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, plain)
+        put_plain(model, name, weight.to(policy.dtype), base.bias)
     model.hf_quantizer, model._hf_peft_config_loaded = None, False  # else it is saved as a 4-bit model
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

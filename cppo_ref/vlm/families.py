@@ -8,17 +8,22 @@ from typing import Any, Literal
 Scope = Literal["all", "language", "vision"]
 
 
+_LLAMA = r"layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+_DELTA_NET = r"layers\.\d+\.linear_attn\.(in_proj_(qkv|z|b|a)|out_proj)"  # the linear-attention layers of Qwen3.5
+_SIGLIP = r".*layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+
+
 @dataclass(frozen=True)
 class Family:
-    """What the package must know of a model family; module names as in `model.named_modules()`."""
+    """What the package must know of a model family; module names as in `model.named_modules()`. The defaults are LLaVA's."""
 
-    vision: str
-    projector: str
-    language: str
-    vision_linears: str  # regular expression, continues `vision`: the linear layers that get adapters
-    language_linears: str  # the same for `language`
+    vision_linears: str = _SIGLIP  # regular expression, continues `vision`: the linear layers that get adapters
+    language_linears: str = _LLAMA  # the same for `language`
+    vision: str = "model.vision_tower"
+    projector: str = "model.multi_modal_projector"
+    language: str = "model.language_model"
     # what one entry of pixel_values along its first dimension is: all images of a prompt, one image, or one patch of an image
-    pixels_per: Literal["prompt", "image", "patch"]
+    pixels_per: Literal["prompt", "image", "patch"] = "image"
     # who numbers the positions: we, from the attention mask, or the model, from the image grids (Qwen's M-RoPE)
     positions_from: Literal["mask", "grid"] = "mask"
     processor_options: dict[str, Any] = field(default_factory=dict)
@@ -36,15 +41,10 @@ class Family:
         return "|".join(parts.values()) if scope == "all" else parts[scope]
 
 
-_LLAMA = r"layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-_DELTA_NET = r"layers\.\d+\.linear_attn\.(in_proj_(qkv|z|b|a)|out_proj)"  # the linear-attention layers of Qwen3.5
-_SIGLIP = r".*layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 _SMOL = Family(
     vision="model.vision_model",
     projector="model.connector",
     language="model.text_model",
-    vision_linears=_SIGLIP,
-    language_linears=_LLAMA,
     pixels_per="prompt",
     processor_options={"do_image_splitting": False},  # 64 image tokens in place of 1088
 )
@@ -55,7 +55,6 @@ def _qwen(mlp: str) -> Family:
     return Family(
         vision="model.visual",
         projector="model.visual.merger",  # the deepstack mergers of Qwen3-VL lie in model.visual too
-        language="model.language_model",
         vision_linears=rf"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.{mlp})",
         language_linears=f"({_LLAMA}|{_DELTA_NET})",
         pixels_per="patch",
@@ -64,21 +63,9 @@ def _qwen(mlp: str) -> Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "llava": Family(
-        vision="model.vision_tower",
-        projector="model.multi_modal_projector",
-        language="model.language_model",
-        vision_linears=_SIGLIP,
-        language_linears=_LLAMA,
-        pixels_per="image",
-    ),
+    "llava": Family(),
     "internvl": Family(  # InternVL3 and 3.5 in transformers' own format
-        vision="model.vision_tower",
-        projector="model.multi_modal_projector",
-        language="model.language_model",
         vision_linears=r"encoder\.layer\.\d+\.(attention\.([qkv]_proj|projection_layer)|mlp\.fc[12])",
-        language_linears=_LLAMA,
-        pixels_per="image",
         processor_options={"crop_to_patches": False},  # one tile an image, else as many as its shape asks for
     ),
     "qwen2_vl": _qwen("fc[12]"),

@@ -53,7 +53,8 @@ def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     width = getattr(vision, "embed_dim", vision.hidden_size)  # Qwen2-VL's hidden_size is that of the projector's output
     patches, image_tokens = image_size(config, max_pixels or MAX_PIXELS)
-    quantised = [layer.in_features * layer.out_features for layer in model.in_4bit.values()]
+    linear = {n: m.in_features * m.out_features for n, m in model.modules.items() if isinstance(m, torch.nn.Linear)}
+    quantised = [linear[name] for name in model.in_4bit]
     return ModelSize(
         nf4_weights=sum(quantised),
         other_weights=model.total_weights - sum(quantised),
@@ -71,11 +72,7 @@ def measure(model: Skeleton, max_pixels: int = 0) -> ModelSize:
         patches=patches,
         image_tokens=image_tokens,
         shares_prompts=shares_prompts(config),
-        language_weights=sum(
-            layer.in_features * layer.out_features
-            for name, layer in model.modules.items()
-            if isinstance(layer, torch.nn.Linear) and name.startswith(model.family.language)
-        ),
+        language_weights=sum(count for name, count in linear.items() if name.startswith(model.family.language)),
     )
 
 
@@ -102,7 +99,7 @@ def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_token
     scored = _forward(size, tokens, patches, width) + mask + 4 * block + dequantised
 
     views = 3 if run.cpl_weight > 0 else 1
-    layer, vision_layer = _layer(size, width), _vision_layer(size, width)
+    layer, vision_layer = _layers(size, width)
     if run.activation_checkpointing:
         kept = width * (size.layers * size.hidden * tokens + size.vision_layers * size.vision_hidden * patches)
         recomputed = max(layer * tokens, vision_layer * patches)
@@ -122,25 +119,20 @@ def estimate(size: ModelSize, run: CPPOConfig, *, width: int = 2, question_token
 
 def _forward(size: ModelSize, tokens: int, patches: int, width: int) -> float:
     """Bytes of the largest layer's values without a graph: language model or vision tower, one after the other."""
-    language = tokens * (width * (3 * size.hidden + 2 * size.intermediate) + 4 * size.intermediate)
-    vision = patches * (width * (3 * size.vision_hidden + 2 * size.vision_intermediate) + 4 * size.vision_intermediate)
-    return max(language, vision)
+    parts = (tokens, size.hidden, size.intermediate), (patches, size.vision_hidden, size.vision_intermediate)
+    return max(count * (width * (3 * hidden + 2 * wide) + 4 * wide) for count, hidden, wide in parts)
 
 
-def _layer(size: ModelSize, width: int) -> float:
-    """Bytes per token that one decoder layer keeps for its backward pass, adapters on all linear layers.
+def _layers(size: ModelSize, width: int) -> tuple[float, float]:
+    """Bytes that a decoder layer keeps of a token, and a vision layer of a patch, for the backward pass.
 
-    An adapter computes in float32: beside the layer's own values it keeps a float32 copy of a 16-bit input.
+    All linear layers have adapters. These compute in float32: beside a layer's own values they keep copies of 16-bit inputs.
     """
-    copies = 4 if width != 4 else 0
-    own = width * (6 * size.hidden + 3 * size.query_width + 2 * size.cache_width + 4 * size.intermediate) + 4 * 2 * size.hidden
-    return own + copies * (5 * size.hidden + size.query_width + size.intermediate)
-
-
-def _vision_layer(size: ModelSize, width: int) -> float:
-    copies = 4 if width != 4 else 0
-    own = width * (10 * size.vision_hidden + 3 * size.vision_intermediate) + 4 * 2 * size.vision_hidden
-    return own + copies * (3 * size.vision_hidden + size.vision_intermediate)
+    copy, hidden, seen = 4 if width != 4 else 0, size.hidden, size.vision_hidden
+    own = width * (6 * hidden + 3 * size.query_width + 2 * size.cache_width + 4 * size.intermediate) + 4 * 2 * hidden
+    own_vision = width * (10 * seen + 3 * size.vision_intermediate) + 4 * 2 * seen
+    copies, copies_vision = 5 * hidden + size.query_width + size.intermediate, 3 * seen + size.vision_intermediate
+    return own + copy * copies, own_vision + copy * copies_vision
 
 
 def peak(size: ModelSize, run: CPPOConfig, *, width: int = 2) -> float:
@@ -167,12 +159,13 @@ def evaluation_peak(run: CPPOConfig, *, question_tokens: int = QUESTION_TOKENS) 
 
 def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
     """What to lower when memory ran out, the most helpful first, with what each change saves by the estimate."""
-    size = measure(skeleton(config, run), run.max_pixels)
-    now = peak(size, run, width=width)
-    saved = []
+
+    def needed(run: CPPOConfig) -> float:
+        return peak(measure(skeleton(config, run), run.max_pixels), run, width=width)
+
+    now, saved = needed(run), []
     for option, changes in _leaner(run).items():
-        smaller = replace(run, **changes)
-        saving = now - peak(measure(skeleton(config, smaller), smaller.max_pixels), smaller, width=width)
+        saving = now - needed(replace(run, **changes))
         if saving > 0.02 * now:
             saved.append((saving, f"{option} (saves about {saving / GIGABYTE:.1f} GB)"))
     if not saved:
@@ -181,20 +174,12 @@ def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
 
 
 def _leaner(run: CPPOConfig) -> dict[str, dict[str, Any]]:
-    """Changes that cost no quality, then those that change the task; only what is not at its least already."""
-    changes: dict[str, dict[str, Any]] = {}
-    rows = run.prompts_per_step * run.group_size
+    """Options that ask for less, and what each changes; only what is not at its least already."""
+    rows, pixels, new = run.prompts_per_step * run.group_size, run.max_pixels or MAX_PIXELS, run.max_new_tokens
     sampled, micro = min(rows, run.rollout_batch_size), min(rows, run.micro_batch_size)
-    if micro > 1:
-        changes[f"--micro_batch_size 1 in place of {micro}"] = {"micro_batch_size": 1}
+    less = {"micro_batch_size": (micro, 1), "rollout_batch_size": (sampled, sampled // 2), "max_new_tokens": (new, new // 2)}
+    changes = {f"--{name} {few} in place of {many}": {name: few} for name, (many, few) in less.items() if many > 1}
+    changes[f"--max_pixels {pixels // 2}"] = {"max_pixels": pixels // 2}
     if not run.activation_checkpointing:
         changes["--activation_checkpointing"] = {"activation_checkpointing": True}
-    if sampled > 1:
-        half = sampled // 2
-        changes[f"--rollout_batch_size {half} in place of {sampled}"] = {"rollout_batch_size": half}
-    pixels = run.max_pixels or MAX_PIXELS
-    changes[f"--max_pixels {pixels // 2}"] = {"max_pixels": pixels // 2}
-    if run.max_new_tokens > 1:
-        half = run.max_new_tokens // 2
-        changes[f"--max_new_tokens {half} in place of {run.max_new_tokens}"] = {"max_new_tokens": half}
     return changes

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Ids = Int[Tensor, "B T"]  # of B completions
+Mask = Bool[Tensor, "B T"]
+
 
 @dataclass(frozen=True)
 class Packs:
@@ -46,18 +49,13 @@ def pack(
     prompt_ids: Int[Tensor, "N W"],
     prompt_mask: Bool[Tensor, "N W"],
     pack_of: Int[Tensor, " B"],
-    completion_ids: Int[Tensor, "B T"],
-    completion_mask: Bool[Tensor, "B T"],
+    completion_ids: Ids,
+    completion_mask: Mask,
 ) -> Packs:
     """Put each completion behind its prompt, without padding between them.
 
-    Args:
-        prompt_ids: token ids, padded on the left.
-        prompt_mask: False on that padding.
-        pack_of: the prompt of each completion.
-        completion_ids: token ids.
-        completion_mask: True on the tokens that are asked for, from the first one on. The last of them predicts nothing that
-            is asked for, so it is left out.
+    Prompts are padded on the left, where `prompt_mask` is False; `pack_of` is the prompt of each completion. `completion_mask`
+    is True on the tokens that are asked for, from the first one on; the last of them predicts none of these, so it is left out.
     """
     width = prompt_ids.shape[1]
     fed = completion_mask[:, 1:]

@@ -38,41 +38,34 @@ class LiveTensors(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __enter__(self) -> "LiveTensors":
-        """Begin to count."""
         LiveTensors.counting = self
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        """Stop counting."""
         LiveTensors.counting = None
         super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, then count the storages that it made."""
-        given = {_storage_id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = _storages((args, kwargs))
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and _storage_id(tensor) not in given:
-                self._count(tensor.untyped_storage())
+        for key, storage in _storages(result).items():
+            if key not in given and key not in self._seen:
+                self._seen.add(key)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._forget, key, storage.nbytes())
         return result
-
-    def _count(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self._seen:
-            return
-        size = storage.nbytes()
-        self._seen.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
 
 
-def _storage_id(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _storages(tree: Any) -> dict[int, Any]:
+    """What the CPU tensors among these values are stored in, by its identity."""
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu")
+    return {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors)}
 
 
 def process_peak() -> float | None:

@@ -5,14 +5,13 @@ the adapters switched off: no second copy of the weights is held.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from peft import PeftModel
-from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
@@ -21,9 +20,9 @@ from cppo_ref.vlm.adapters import DEFAULT_LORA, LoraOptions, merged_adapters, qu
 from cppo_ref.vlm.decoding import Decoder
 from cppo_ref.vlm.devices import choose_device, choose_dtype
 from cppo_ref.vlm.families import FAMILIES, Family, shares_prompts
-from cppo_ref.vlm.packing import pack
+from cppo_ref.vlm.packing import Ids, Mask, pack
 from cppo_ref.vlm.processors import load_processor
-from cppo_ref.vlm.prompts import Prompts, encode_prompts
+from cppo_ref.vlm.prompts import Pictures, Prompts, encode_prompts
 from cppo_ref.vlm.quantization import check_4bit, model_path, nf4_config, read_config
 
 _OF_TOKENS = ("input_ids", "attention_mask", "mm_token_type_ids")  # inputs that packing replaces
@@ -81,7 +80,7 @@ class Policy:
         ids = {getattr(config, name, None) for name in names} | {self.tokenizer.pad_token_id}
         return sorted(i for i in ids if i is not None and i not in self.eos_ids)
 
-    def encode(self, images: Sequence[Image.Image | Sequence[Image.Image]], questions: Sequence[str]) -> Prompts:
+    def encode(self, images: Pictures, questions: Sequence[str]) -> Prompts:
         """Encode one question and one image (or several) per prompt, left-padded, on the policy's device."""
         prompts = encode_prompts(self.processor, self.family, images, questions, self.max_pixels)
         inputs = {name: tensor.to(self.device) for name, tensor in prompts.encoded.items()}
@@ -104,9 +103,7 @@ class Policy:
             return self.vlm.model.get_rope_index(inputs["input_ids"], inputs["mm_token_type_ids"], **images)[0]
         return (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
 
-    def hidden_states(
-        self, prompts: Prompts, completion_ids: Int[Tensor, "B T"], completion_mask: Bool[Tensor, "B T"]
-    ) -> Float[Tensor, "B T H"]:
+    def hidden_states(self, prompts: Prompts, completion_ids: Ids, completion_mask: Mask) -> Float[Tensor, "B T H"]:
         """The last hidden states that predict the completion tokens, before the head; only these need [T, V] logits.
 
         Completions of the same prompt share its computation, image included (`packing`), unless the model's layers forbid it.
@@ -134,12 +131,7 @@ class Policy:
         return self.vlm.lm_head(hidden).float() / temperature
 
     def score(
-        self,
-        prompts: Prompts,
-        completion_ids: Int[Tensor, "B T"],
-        completion_mask: Bool[Tensor, "B T"],
-        *,
-        temperature: float = 1.0,
+        self, prompts: Prompts, completion_ids: Ids, completion_mask: Mask, *, temperature: float = 1.0
     ) -> Float[Tensor, "B T V"]:
         """Teacher-forced logits (float32, divided by the temperature) at the completion tokens only.
 
@@ -155,26 +147,25 @@ class Policy:
             yield
 
     @contextmanager
-    def learning(self) -> Iterator[None]:
-        """Inside, activations are checkpointed if that was switched on: transformers does so in train mode only."""
+    def _mode(self, train: bool) -> Iterator[None]:
+        """Inside, the model is in train mode or in eval mode."""
         was_training = self.model.training
-        self.model.train(self.activation_checkpointing)
+        self.model.train(train)
         try:
             yield
         finally:
             self.model.train(was_training)
 
+    def learning(self) -> AbstractContextManager[None]:
+        """Inside, activations are checkpointed if that was switched on: transformers does so in train mode only."""
+        return self._mode(train=self.activation_checkpointing)
+
     @contextmanager
     def scoring(self) -> Iterator[None]:
         """Inside, the model is in eval mode without a graph; unpacked float32 weights have the adapters merged into them."""
         merging = self.unpacked and self.dtype == torch.float32
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), merged_adapters(self.model) if merging else nullcontext():
-                yield
-        finally:
-            self.model.train(was_training)
+        with self._mode(train=False), torch.no_grad(), merged_adapters(self.model) if merging else nullcontext():
+            yield
 
 
 def load_policy(
@@ -191,16 +182,8 @@ def load_policy(
 ) -> Policy:
     """Load a VLM, put its language model in 4 bits, and add adapters: fresh ones, or those saved in `adapter`.
 
-    Args:
-        name_or_path: "tiny", a local folder, or a Hub name.
-        quantize: "nf4" (double-quantised) or "none"; vision tower, projector and lm_head always keep 16 or 32 bits.
-        device: "cpu", "cuda" or "auto" (the GPU if there is one).
-        dtype: "float32", "bfloat16", "float16" or "auto" (CPU: float32; Ampere and later: bfloat16; older GPUs: float16).
-        lora: adapters to add; None for the bare model.
-        adapter: folder of a saved peft adapter to load instead of fresh ones.
-        max_pixels: images with more pixels are scaled down to it.
-        activation_checkpointing: keep one activation per layer and recompute the others in the backward pass.
-        unpack: hold the 4-bit weights unpacked (see `adapters`): for small models on a CPU.
+    The options are those of `CPPOConfig`, which says what each does. None for `lora` leaves the model without adapters. Vision
+    tower, projector and lm_head always keep 16 or 32 bits.
 
     Raises:
         InputError: no such model, a family that is not supported, or no such adapter.
@@ -232,8 +215,7 @@ def load_policy(
 def policy_for(config: CPPOConfig, adapter: str = "") -> Policy:
     """The policy that a run with `config` starts from; with `adapter`, one that it led to."""
     lora = LoraOptions(config.lora_rank, config.lora_alpha, config.lora_scope, config.seed)
-    names = ("quantize", "device", "dtype", "activation_checkpointing", "unpack")
-    shared = {name: getattr(config, name) for name in names}
+    shared = {name: getattr(config, name) for name in ("quantize", "device", "dtype", "activation_checkpointing", "unpack")}
     return load_policy(config.model, lora=lora, adapter=adapter or None, max_pixels=config.max_pixels or None, **shared)
 
 

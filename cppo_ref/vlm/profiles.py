@@ -9,17 +9,18 @@ shows all phases, and seconds per step). As many completions are sampled at a ti
 
 from typing import Any
 
-_EVERYWHERE = {
+_2B = {
+    "model": "Qwen/Qwen3-VL-2B-Instruct",
+    "dtype": "bfloat16",
     "activation_checkpointing": True,
     "group_size": 8,
     "learning_rate": 2e-5,
     "prompts_per_step": 4,
     "probe_rows": 8,
+    "rollout_batch_size": 32,
     "steps": 200,
     "warmup_steps": 10,
 }
-
-_2B = {**_EVERYWHERE, "model": "Qwen/Qwen3-VL-2B-Instruct", "dtype": "bfloat16", "rollout_batch_size": 32}
 _12GB = {**_2B, "max_pixels": 448 * 448, "max_new_tokens": 512, "micro_batch_size": 2}
 PROFILES: dict[str, dict[str, Any]] = {
     # 1.54 GB of 16-bit and 0.73 of 4-bit weights, 0.28 adapters with gradient and moments, 0.5 context: 3.04 GB before the
@@ -33,12 +34,6 @@ PROFILES: dict[str, dict[str, Any]] = {
     # stay in float32, a loss scaler guards their gradients. Whether a trained VLM's values fit float16 was not tested here
     "t4": {**_12GB, "dtype": "float16", "max_pixels": 320 * 320, "max_new_tokens": 256},
     # 4.67 before the step; 32 completions at a time, 0.23 GB each: 12.23 GB in the rollouts
-    "24gb": {
-        **_2B,
-        "model": "Qwen/Qwen3-VL-4B-Instruct",
-        "max_pixels": 640 * 640,
-        "max_new_tokens": 1024,
-        "micro_batch_size": 2,
-    },
+    "24gb": {**_12GB, "model": "Qwen/Qwen3-VL-4B-Instruct", "max_pixels": 640 * 640, "max_new_tokens": 1024},
 }
 CAPACITY = {"8gb": 8e9, "12gb": 12e9, "12gb-3b": 12e9, "t4": 15e9, "24gb": 24e9}  # bytes; a T4 shows 15 of its 16 GB

@@ -13,6 +13,8 @@ from cppo_ref.config import InputError
 from cppo_ref.perturbations import to_rgb
 from cppo_ref.vlm.families import Family
 
+Pictures = Sequence[Image.Image | Sequence[Image.Image]]  # one, or several, per prompt
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -69,20 +71,11 @@ class Prompts:
 
 
 def encode_prompts(
-    processor: Any,
-    family: Family,
-    images: Sequence[Image.Image | Sequence[Image.Image]],
-    questions: Sequence[str],
-    max_pixels: int | None = None,
+    processor: Any, family: Family, images: Pictures, questions: Sequence[str], max_pixels: int | None = None
 ) -> Prompts:
     """Encode one question and one image (or several) per prompt, left-padded, on the CPU.
 
-    Args:
-        processor: the model's processor.
-        family: how its pixels are laid out.
-        images: one PIL image of any mode, or a list of one or more, per prompt.
-        questions: one per prompt.
-        max_pixels: larger images are scaled down to this many pixels; None leaves them as they are.
+    Images are of any mode; those with more than `max_pixels` are scaled down to it (None leaves them as they are).
 
     Raises:
         InputError: a prompt without an image.
@@ -93,11 +86,10 @@ def encode_prompts(
     pixels: list[Any] = [[fit_pixels(to_rgb(image), max_pixels) for image in group] for group in groups]
     if family.pixels_per != "prompt":
         pixels = [image for group in pixels for image in group]
-    parts = [
-        [*({"type": "image"} for _ in group), {"type": "text", "text": question}]
-        for group, question in zip(groups, questions, strict=True)
-    ]
-    texts = [processor.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True) for p in parts]
+    texts = []
+    for group, question in zip(groups, questions, strict=True):
+        content = [*({"type": "image"} for _ in group), {"type": "text", "text": question}]
+        texts.append(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
     options = {"padding": True, "padding_side": "left", "return_tensors": "pt", **family.processor_options}
     inputs = dict(processor(images=pixels, text=texts, **options))
     images_of = [len(group) for group in groups]

@@ -100,13 +100,7 @@ def skeleton(config: Any, run: CPPOConfig) -> Skeleton:
         model = replace_with_bnb_linear(model, modules_to_not_convert=family.skipped_in_4bit(), quantization_config=nf4)
     modules = dict(model.named_modules())
     pattern = re.compile(family.adapter_pattern(run.lora_scope))
+    in_4bit = {name: module for name, module in modules.items() if isinstance(module, Linear4bit)}
     adapted = {n: m for n, m in modules.items() if isinstance(m, torch.nn.Linear) and pattern.fullmatch(n)}
-    return Skeleton(
-        config=config,
-        family=family,
-        modules=modules,
-        in_4bit={name: module for name, module in modules.items() if isinstance(module, Linear4bit)},
-        adapted=adapted,
-        total_weights=total,
-        adapter_weights=sum(run.lora_rank * (m.in_features + m.out_features) for m in adapted.values()),
-    )
+    adapter_weights = sum(run.lora_rank * (m.in_features + m.out_features) for m in adapted.values())
+    return Skeleton(config, family, modules, in_4bit, adapted, total, adapter_weights)

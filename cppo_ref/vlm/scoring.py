@@ -1,14 +1,16 @@
 """What a policy says of given completions, without a graph: a number per token, a few rows and a few logits at a time."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cppo_ref.grpo import token_logprobs
 from cppo_ref.perception import token_entropy
 from cppo_ref.vlm.chunks import over_tokens
+from cppo_ref.vlm.packing import Ids, Mask
 from cppo_ref.vlm.policy import Policy
 from cppo_ref.vlm.prompts import Prompts
 
@@ -23,69 +25,42 @@ def beyond_rounding(entropy: Float[Tensor, "B T"], removed: Float[Tensor, "B T"]
 
 
 def completion_logprobs(
-    policy: Policy,
-    prompts: Prompts,
-    ids: Int[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-    *,
-    temperature: float = 1.0,
-    batch_size: int | None = None,
+    policy: Policy, prompts: Prompts, ids: Ids, mask: Mask, *, temperature: float = 1.0, batch_size: int | None = None
 ) -> Float[Tensor, "B T"]:
     """log π of the completions' tokens behind their prompts; 0 off the mask. `batch_size` rows at a time (None: all)."""
-
-    def logprob(hidden: Tensor, ids: Tensor) -> Tensor:
-        """[N, H] and [N] to [N]: log-probability of each token."""
-        return token_logprobs(policy.logits(hidden, temperature=temperature), ids)
-
-    def statistic(hidden: Tensor, rows: Tensor) -> Tensor:
-        """[R, T, H] to [R, T]: log-probability of each token."""
-        return over_tokens(logprob, mask[rows], hidden, ids[rows], vocabulary=policy.vocabulary)
-
-    return _by_rows(policy, prompts, ids, mask, statistic, batch_size)
+    return _by_rows(
+        policy, prompts, ids, mask, batch_size, lambda h, r: hidden_logprobs(policy, h, ids[r], mask[r], temperature)
+    )
 
 
 def completion_entropy(
-    policy: Policy,
-    prompts: Prompts,
-    ids: Int[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-    *,
-    temperature: float = 1.0,
-    batch_size: int | None = None,
+    policy: Policy, prompts: Prompts, ids: Ids, mask: Mask, *, temperature: float = 1.0, batch_size: int | None = None
 ) -> Float[Tensor, "B T"]:
     """The entropy of π before each token of the completions, in nats; 0 off the mask."""
+    return _by_rows(policy, prompts, ids, mask, batch_size, lambda h, r: hidden_entropy(policy, h, mask[r], temperature))
 
-    def statistic(hidden: Tensor, rows: Tensor) -> Tensor:
-        """[R, T, H] to [R, T]: entropy before each token."""
-        return hidden_entropy(policy, hidden, mask[rows], temperature)
 
-    return _by_rows(policy, prompts, ids, mask, statistic, batch_size)
+def hidden_logprobs(
+    policy: Policy, hidden: Float[Tensor, "B T H"], ids: Ids, mask: Mask, temperature: float = 1.0
+) -> Float[Tensor, "B T"]:
+    """log π of tokens under the hidden states that predict them, with their graph; 0 off the mask."""
+    logits = partial(policy.logits, temperature=temperature)
+    return over_tokens(lambda h, i: token_logprobs(logits(h), i), mask, hidden, ids, vocabulary=policy.vocabulary)
 
 
 @torch.no_grad()
 def hidden_entropy(
-    policy: Policy, hidden: Float[Tensor, "B T H"], mask: Bool[Tensor, "B T"], temperature: float = 1.0
+    policy: Policy, hidden: Float[Tensor, "B T H"], mask: Mask, temperature: float = 1.0
 ) -> Float[Tensor, "B T"]:
     """The entropy of the distributions that hidden states stand for, in nats; 0 off the mask."""
-
-    def statistic(hidden: Tensor) -> Tensor:
-        """[N, H] to [N]: entropy of each distribution."""
-        return token_entropy(policy.logits(hidden, temperature=temperature))
-
-    return over_tokens(statistic, mask, hidden, vocabulary=policy.vocabulary)
+    logits = partial(policy.logits, temperature=temperature)
+    return over_tokens(lambda h: token_entropy(logits(h)), mask, hidden, vocabulary=policy.vocabulary)
 
 
 def _by_rows(
-    policy: Policy,
-    prompts: Prompts,
-    ids: Tensor,
-    mask: Tensor,
-    statistic: Callable[[Tensor, Tensor], Tensor],
-    batch_size: int | None,
+    policy: Policy, prompts: Prompts, ids: Tensor, mask: Tensor, batch_size: int | None, statistic: Callable[..., Tensor]
 ) -> Tensor:
     """`statistic(hidden states, rows)` of all completions, `batch_size` of them at a time."""
-    values = []
+    parts = torch.arange(len(ids), device=ids.device).split(batch_size or max(len(ids), 1))
     with policy.scoring():
-        for rows in torch.arange(len(ids), device=ids.device).split(batch_size or max(len(ids), 1)):
-            values.append(statistic(policy.hidden_states(prompts.take(rows), ids[rows], mask[rows]), rows))
-    return torch.cat(values)
+        return torch.cat([statistic(policy.hidden_states(prompts.take(r), ids[r], mask[r]), r) for r in parts])
