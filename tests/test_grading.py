@@ -1,6 +1,7 @@
 """The graders, graded: each passes its solution, and names the mistake planted in each mutant of it."""
 
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from cppo_ref import grading
-from cppo_ref.grading.grader import Case, MistakeError, grade, shown
+from cppo_ref.grading.compare import shown
+from cppo_ref.grading.grader import Case, MistakeError, grade
 
 ROOT = Path(__file__).parents[1]
 EXERCISES = ROOT / "notebooks" / "exercises"
+COURSE = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 SOLUTIONS = sorted(EXERCISES.glob("solutions/*.ipynb"))
 CHAPTERS = ("rewards", "grpo", "perturbations", "perception", "cpl", "step")
 
@@ -24,9 +27,18 @@ def code_cells(path):
     return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
+def folded_solutions():
+    """Function name -> (imports, the solution that a notebook of the course folds below its cell to write in)."""
+    modules = ("itertools", "math", "re", "numpy as np", "torch", "torch.nn.functional as F")
+    imports = "".join(f"import {name}\n" for name in modules) + "from PIL import Image\n"
+    folded = re.compile(r"<details><summary>Solution</summary>\n\n```python\ndef my_(\w+)(.*?)\n```\n\n</details>", re.DOTALL)
+    pages = [cell.source for path in COURSE for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    return {name: (imports, f"def {name}{rest}\n") for page in pages for name, rest in folded.findall(page)}
+
+
 def solution_cells():
     """Function name -> (the notebook's imports and helpers, the solution's source)."""
-    found = {}
+    found = folded_solutions()
     for path in SOLUTIONS:
         cells = code_cells(path)
         helpers = "\n".join([cells[1], *(source for source in cells if source.startswith("def ") and BEGIN not in source)])
@@ -508,6 +520,34 @@ MUTANTS = {
         ("(alive & (groups > groups", "((groups < groups", "gate reversed"),
         ("groups > groups.mean", "groups != groups.mean", "rows with A < 0"),
     ],
+    "t_interval": [
+        ("(n - 1)", "n", "population std"),
+        (" / n**0.5", "", "the spread of single differences"),
+        ("n**0.5", "n", "divided by n"),
+        ("variance**0.5", "variance", "variance for standard deviation"),
+        ("mean - half, mean + half", "mean + half, mean - half", "the order is"),
+    ],
+    "sign_flip_p": [
+        (
+            "abs(patterns @ np.array(differences)) >= abs(sum(differences))",
+            "patterns @ np.array(differences) >= sum(differences)",
+            "one-sided",
+        ),
+        ("abs(sum(differences))", "sum(differences)", "the size of the observed sum"),
+        ("- 1e-12", "+ 1e-12", "at least as far"),
+        ("np.mean(", "np.sum(", "a share of the patterns"),
+    ],
+    "verdict": [
+        ('"undecided"', '"equal"', "a large p is no proof"),
+        ("abs(low) < 0.02 and abs(high) < 0.02", "False", "the margin comes first"),
+        ("p >= 0.05", "False", "the interval alone"),
+        (
+            ' or low <= 0 <= high:\n        return "undecided"\n    return "helps" if low > 0',
+            ':\n        return "undecided"\n    return "helps" if low + high > 0',
+            "the test alone",
+        ),
+        ('"helps" if low > 0 else "hurts"', '"hurts" if low > 0 else "helps"', "helps and hurts"),
+    ],
     "worth_an_update": [
         ("alive.any()", "alive.all()", "one live group is enough"),
         ("alive.any()", "alive[0]", "you look at the first group only"),
@@ -538,7 +578,7 @@ def test_there_are_at_least_three_exercises_for_each_of_01_to_06():
 
 
 def test_every_exercise_has_its_grader_and_mutants():
-    assert {f"check_{name}" for name in CELLS} == set(grading.__all__) - {"MistakeError"}
+    assert {f"check_{name}" for name in CELLS} == set(grading.__all__) - {"MistakeError", "predicted", "written"}
     assert set(MUTANTS) == set(CELLS)
 
 
@@ -618,7 +658,7 @@ def test_an_exception_of_the_student_is_one_sentence():
 
 
 def test_the_graders_do_not_use_the_functions_that_they_grade():
-    for chapter in (*CHAPTERS, "coverage", "grader", "__init__"):
+    for chapter in (*CHAPTERS, "compare", "coverage", "evidence", "grader", "page", "__init__"):
         source = (ROOT / "cppo_ref" / "grading" / f"{chapter}.py").read_text()
         imported = [line for line in source.splitlines() if line.startswith(("from cppo_ref", "import cppo_ref"))]
         assert all(line.startswith("from cppo_ref.grading") for line in imported)
