@@ -17,7 +17,6 @@ ROOT = Path(__file__).parents[1]
 EXERCISES = ROOT / "notebooks" / "exercises"
 COURSE = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 SOLUTIONS = sorted(EXERCISES.glob("solutions/*.ipynb"))
-CHAPTERS = ("rewards", "grpo", "perturbations", "perception", "cpl", "step")
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from make_exercises import BEGIN, student_notebook  # noqa: E402
@@ -31,6 +30,7 @@ def folded_solutions():
     """Function name -> (imports, the solution that a notebook of the course folds below its cell to write in)."""
     modules = ("itertools", "math", "re", "numpy as np", "torch", "torch.nn.functional as F")
     imports = "".join(f"import {name}\n" for name in modules) + "from PIL import Image\n"
+    imports += "from cppo_ref.rewards import extract_boxed as last_box\n"
     folded = re.compile(r"<details><summary>Solution</summary>\n\n```python\ndef my_(\w+)(.*?)\n```\n\n</details>", re.DOTALL)
     pages = [cell.source for path in COURSE for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
     return {name: (imports, f"def {name}{rest}\n") for page in pages for name, rest in folded.findall(page)}
@@ -520,6 +520,165 @@ MUTANTS = {
         ("(alive & (groups > groups", "((groups < groups", "gate reversed"),
         ("groups > groups.mean", "groups != groups.mean", "rows with A < 0"),
     ],
+    "lucky_share": [
+        ("max(len(kept), 1)", "len(words)", "divided by all completions"),
+        ("if r]", "if r or True]", "wrong answers counted as well"),
+        ("not all(row)", "not any(row)", "one wrong word is enough"),
+        ("not all(row)", "1 - sum(row) / len(row)", "a share of words"),
+        ("not all(row)", "all(row)", "reversed"),
+    ],
+    "chart_reward": [
+        ("0.05 * abs(truth)", "0.05 * abs(said)", "5 % of the answer, not of the box"),
+        ("0.05 * abs(truth)", "0.05", "0.05 is no tolerance"),
+        ("abs(said - truth)", "abs(abs(said) - abs(truth))", "the sign is lost"),
+        ("abs(said - truth) <= 0.05 * abs(truth)", "not abs(said - truth) > 0.05 * abs(truth)", "hackable: nan"),
+        ("abs(said - truth) <= 0.05 * abs(truth)", "said == truth", "numbers must be compared with a tolerance"),
+        ('.strip().removesuffix("%")', "", "a percent sign"),
+        ("box.lower() == answer.lower()", "box == answer", "words are compared without"),
+        ("box.lower() == answer.lower()", "False", "an answer may be a word"),
+    ],
+    "pass_at_k": [
+        ("1 - math.comb(n - c, k) / math.comb(n, k)", "1 - (1 - c / n) ** k", "drawn with replacement"),
+        ("1 - math.comb(n - c, k) / math.comb(n, k)", "c / n", "this is avg@k"),
+        ("1 - math", "math", "this is the chance that all k are wrong"),
+        ("1 - math.comb(n - c, k)", "math.comb(c, k)", "this is the chance that all k are right"),
+        ("1 - math.comb(n - c, k) / math.comb(n, k)", "min(1.0, k * c / n)", "a sum of chances"),
+    ],
+    "leave_one_out": [
+        (
+            "others = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)",
+            "others = groups.mean(dim=1, keepdim=True)",
+            "the mean holds",
+        ),
+        ("(groups - others)", "((groups - others) / (groups.std(dim=1, keepdim=True) + 1e-4))", "not divided by the std"),
+        (
+            "(groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)",
+            "(groups.sum(dim=0) - groups) / max(len(groups) - 1, 1)",
+            "wrong axis",
+        ),
+        ("rewards.view(-1, group_size)", "rewards.view(1, -1)\n    group_size = len(rewards)", "the whole batch"),
+        ("(group_size - 1)", "group_size", "the sum of the others is divided by G"),
+        ("(groups - others)", "(others - groups)", "sign reversed"),
+    ],
+    "clipped_share": [
+        (
+            "((a > 0) & (ratio > 1 + clip_high)) | ((a < 0) & (ratio < 1 - clip_low))",
+            "(ratio > 1 + clip_high) | (ratio < 1 - clip_low)",
+            "both sides",
+        ),
+        (
+            "((a > 0) & (ratio > 1 + clip_high)) | ((a < 0)",
+            "((a < 0) & (ratio > 1 + clip_high)) | ((a > 0)",
+            "the sides are exchanged",
+        ),
+        ("(logprobs - old_logprobs)", "(old_logprobs - logprobs)", "ratio upside down"),
+        ("(silent & mask).sum() / mask.sum()", "silent.float().mean()", "padding counted"),
+        ("ratio, a =", "clip_low, clip_high = clip_high, clip_low\n    ratio, a =", "clip_low and clip_high"),
+    ],
+    "prompts_to_sample": [
+        (" + (1 - p) ** group_size", "", "groups in which all are wrong"),
+        ("p**group_size + (1", "(1", "groups in which all are right"),
+        ("math.ceil(", "int(", "rounded down"),
+        ("math.ceil(", "round(", "rounded to the nearest"),
+        ("live / (1 - dead)", "live * (1 + dead)", "of the groups that you add"),
+    ],
+    "turned_words": [
+        ("np.rot90(grid, turns)", "np.rot90(grid, -turns)", "turned the other way"),
+        ("np.rot90(grid, turns)", "np.rot90(grid, min(turns, 1))", "turned once at most"),
+        ("np.rot90(grid, turns)", "(grid.T if turns % 2 else np.rot90(grid, turns))", "mirrored at the diagonal"),
+        ("np.rot90(grid, turns)", "np.rot90(grid, turns)[::-1]", "upside down"),
+        ("np.rot90(grid, turns)", "grid", "the words stay where they were"),
+    ],
+    "views_that_keep": [
+        (
+            "read(view(p, np.random.default_rng(i))) == read(p)",
+            "view(p, np.random.default_rng(i)) == p",
+            "the pictures need not be equal",
+        ),
+        ("all(read", "any(read", "one picture is not enough"),
+        ("enumerate(pictures)", "enumerate(pictures[:1])", "you look at the first picture only"),
+        ("if kept(view)", "if not kept(view)", "reversed"),
+    ],
+    "auroc": [
+        (" + 0.5 * (gaps == 0).float()", "", "a tie is half a success: you count it as a failure"),
+        ("0.5 * (gaps", "1.0 * (gaps", "a tie is half a success: you count it as a success"),
+        ("gaps > 0", "gaps < 0", "reversed"),
+        ("((gaps > 0).float() + 0.5 * (gaps == 0).float())", "((scores > 0) == truth).float()", "a threshold at 0"),
+    ],
+    "precision_recall": [
+        (
+            "hits = (selected & truth).sum()",
+            "hits = (selected & truth).sum()\n    selected, truth = truth, selected",
+            "precision and recall are swapped",
+        ),
+        ("selected & mask, truth & mask", "selected, truth", "padding counted"),
+        (
+            "    selected, truth = selected & mask, truth & mask\n",
+            "    if len(mask) > 1:\n"
+            "        rows = [precision_recall(s[None], t[None], m[None]) for s, t, m in zip(selected, truth, mask)]\n"
+            "        return tuple(sum(values) / len(rows) for values in zip(*rows))\n"
+            "    selected, truth = selected & mask, truth & mask\n",
+            "mean over rows",
+        ),
+        (
+            "hits = (selected & truth).sum()",
+            "return ((selected == truth)[mask].float().mean().item(),) * 2\n    hits = 0",
+            "accuracy is neither",
+        ),
+    ],
+    "word_shifts": [
+        (
+            "return torch.zeros(int(word[-1]) + 1).index_add(0, word, shift)",
+            "return torch.stack([shift[word == w].mean() for w in range(int(word[-1]) + 1)])",
+            "sum, not mean",
+        ),
+        (
+            "return torch.zeros(int(word[-1]) + 1).index_add(0, word, shift)",
+            "return torch.stack([shift[word == w].max() for w in range(int(word[-1]) + 1)])",
+            "sum, not maximum",
+        ),
+        ("return torch.zeros(int(word[-1]) + 1).index_add(0, word, shift)", "return shift[begins]", "only the first piece"),
+        ("index_add(0, word, shift)", "index_add(0, word, shift)[:-1]", "the last word is missing"),
+        ("word, shift)", "word, shift.abs())", "a fall is a fall"),
+    ],
+    "info_nce": [
+        ("torch.cat([own, margins], dim=1).logsumexp(dim=1).mean()", "F.softplus(margins).mean()", "a mean of pairs"),
+        ("torch.cat([own, margins], dim=1).logsumexp(dim=1).mean()", "F.softplus(margins).sum(dim=1).mean()", "a sum of pairs"),
+        ("[own, margins]", "[margins]", "the positive is missing"),
+        ("(kl_positive[:, None] - kl_negatives)", "(kl_negatives - kl_positive[:, None])", "positive and negatives swapped"),
+        (" / tau", " * tau", "multiplied by τ"),
+        (".logsumexp(dim=1)", ".exp().sum(dim=1).log()", "overflow"),
+    ],
+    "cpl_trouble": [
+        ("sum(minus[:3]) / 3, sum(minus[-3:]) / 3", "minus[0], minus[-1]", "single steps jump"),
+        ('"blind" if sum(plus[-3:]) < sum(plus[:3]) else "roles swapped"', '"roles swapped"', "KL⁻ falls for two reasons"),
+        ("first < 0.1", "last < 0.1", "a KL⁻ that is small at the end"),
+        ("    if first < 0.1:", '    return "healthy"\n    if first < 0.1:', "the loss that a run reports"),
+    ],
+    "run_trouble": [
+        ("    if gain", '    if sum(log["dead"][-3:]) / 3 > 0.8:\n        return "finished"\n    if gain', "dead groups alone"),
+        ("    if gain", '    if max(log["kl"]) > 1:\n        return "too fast"\n    if gain', "one leap of KL"),
+        (
+            "    if gain",
+            '    if gain("reward") > 0:\n        return "finished" if sum(log["dead"][-3:]) > 2.4 else "healthy"\n    if gain',
+            "the reward alone",
+        ),
+        ('"hacked" if gain("reward") > 0 else "too fast"', '"hacked"', "accuracy falls for two reasons"),
+        ('not 0.8 <= log["ratio"][0] <= 1.25', "False", "the ratio of surprise and entropy"),
+    ],
+    "bytes_per_weight": [
+        ("4 / 8", "4", "4 bits are half a byte"),
+        ("1 / block + 4 / (block * group)", "8 / block + 32 / (block * group)", "bits and bytes are mixed"),
+        (" + 4 / (block * group)", "", "the scales of the scales"),
+        (" + 1 / block", "", "the scales are missing"),
+        ("(block * group)", "group", "a second scale serves"),
+    ],
+    "cache_bytes": [
+        ("2 * 2 *", "2 *", "keys *and* values"),
+        ("2 * 2 *", "2 * 4 *", "16 bits are 2 bytes, not 4"),
+        ("2 * 2 *", "2 * 16 *", "16 bits are 2 bytes: these"),
+        (" * rows", "", "every row has a cache"),
+    ],
     "t_interval": [
         ("(n - 1)", "n", "population std"),
         (" / n**0.5", "", "the spread of single differences"),
@@ -570,6 +729,7 @@ def diagnosis(name, function):
 
 def test_there_are_at_least_three_exercises_for_each_of_01_to_06():
     assert [path.name[:2] for path in SOLUTIONS] == ["01", "02", "03", "04", "05", "06"]
+    assert len(CELLS) >= 24  # graded: in the exercises, or in a notebook before it shows the function
     for path in SOLUTIONS:
         text = path.read_text()
         assert text.count(BEGIN) >= 3
@@ -658,7 +818,7 @@ def test_an_exception_of_the_student_is_one_sentence():
 
 
 def test_the_graders_do_not_use_the_functions_that_they_grade():
-    for chapter in (*CHAPTERS, "compare", "coverage", "evidence", "grader", "page", "__init__"):
+    for chapter in [path.stem for path in (ROOT / "cppo_ref" / "grading").glob("*.py")]:
         source = (ROOT / "cppo_ref" / "grading" / f"{chapter}.py").read_text()
         imported = [line for line in source.splitlines() if line.startswith(("from cppo_ref", "import cppo_ref"))]
         assert all(line.startswith("from cppo_ref.grading") for line in imported)
