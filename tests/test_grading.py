@@ -1,5 +1,6 @@
 """The graders, graded: each passes its solution, and names the mistake planted in each mutant of it."""
 
+import ast
 import inspect
 import re
 import sys
@@ -790,6 +791,34 @@ def test_the_student_notebook_shows_no_solution_unfolded():
                 assert cell.outputs == [] and cell.execution_count is None
             elif "```python" in cell.source:
                 assert cell.source.startswith("<details><summary>Solution</summary>")
+
+
+def functions_above(name):
+    """The functions of all code cells that stand above the place where `name` is asked for, by their own names."""
+    chapters = {path.name: code_cells(path) for path in COURSE}
+    pages = [*chapters.values(), *((chapters[path.name] + code_cells(path)) for path in SOLUTIONS)]
+    asked = re.compile(rf"def (my_)?{name}\(")
+    page = next(page for page in pages if any(asked.match(cell) and ("your code" in cell or BEGIN in cell) for cell in page))
+    place = next(i for i, cell in enumerate(page) if asked.match(cell))
+    sources = [
+        ast.unparse(node) for cell in page[:place] if "%pip" not in cell for node in ast.parse(cell).body if is_function(node)
+    ]
+    namespace = {}
+    exec(CELLS[name][0], namespace)
+    for source in sources:
+        exec(source, namespace)
+    return [namespace[source.split("def ")[1].split("(")[0]] for source in sources]
+
+
+def is_function(node):
+    return isinstance(node, ast.FunctionDef) and not node.decorator_list
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_no_function_of_a_cell_above_answers_it(name):
+    for copied in functions_above(name):
+        with pytest.raises(MistakeError):
+            getattr(grading, f"check_{name}")(copied)
 
 
 def test_an_error_without_a_known_cause_shows_case_result_and_expectation():
