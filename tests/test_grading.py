@@ -1,6 +1,8 @@
 """The graders, graded: each passes its solution, and names the mistake planted in each mutant of it."""
 
+import ast
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -9,12 +11,13 @@ import pytest
 import torch
 
 from cppo_ref import grading
-from cppo_ref.grading.grader import Case, MistakeError, grade, shown
+from cppo_ref.grading.compare import shown
+from cppo_ref.grading.grader import Case, MistakeError, grade
 
 ROOT = Path(__file__).parents[1]
 EXERCISES = ROOT / "notebooks" / "exercises"
+COURSE = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 SOLUTIONS = sorted(EXERCISES.glob("solutions/*.ipynb"))
-CHAPTERS = ("rewards", "grpo", "perturbations", "perception", "cpl", "step")
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from make_exercises import BEGIN, student_notebook  # noqa: E402
@@ -24,9 +27,19 @@ def code_cells(path):
     return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
+def folded_solutions():
+    """Function name -> (imports, the solution that a notebook of the course folds below its cell to write in)."""
+    modules = ("itertools", "math", "re", "numpy as np", "torch", "torch.nn.functional as F")
+    imports = "".join(f"import {name}\n" for name in modules) + "from PIL import Image\n"
+    imports += "from cppo_ref.rewards import extract_boxed as last_box\n"
+    folded = re.compile(r"<details><summary>Solution</summary>\n\n```python\ndef my_(\w+)(.*?)\n```\n\n</details>", re.DOTALL)
+    pages = [cell.source for path in COURSE for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    return {name: (imports, f"def {name}{rest}\n") for page in pages for name, rest in folded.findall(page)}
+
+
 def solution_cells():
     """Function name -> (the notebook's imports and helpers, the solution's source)."""
-    found = {}
+    found = folded_solutions()
     for path in SOLUTIONS:
         cells = code_cells(path)
         helpers = "\n".join([cells[1], *(source for source in cells if source.startswith("def ") and BEGIN not in source)])
@@ -508,6 +521,193 @@ MUTANTS = {
         ("(alive & (groups > groups", "((groups < groups", "gate reversed"),
         ("groups > groups.mean", "groups != groups.mean", "rows with A < 0"),
     ],
+    "lucky_share": [
+        ("max(len(kept), 1)", "len(words)", "divided by all completions"),
+        ("if r]", "if r or True]", "wrong answers counted as well"),
+        ("not all(row)", "not any(row)", "one wrong word is enough"),
+        ("not all(row)", "1 - sum(row) / len(row)", "a share of words"),
+        ("not all(row)", "all(row)", "reversed"),
+    ],
+    "chart_reward": [
+        ("0.05 * abs(truth)", "0.05 * abs(said)", "5 % of the answer, not of the box"),
+        ("0.05 * abs(truth)", "0.05", "0.05 is no tolerance"),
+        ("abs(said - truth)", "abs(abs(said) - abs(truth))", "the sign is lost"),
+        ("abs(said - truth) <= 0.05 * abs(truth)", "not abs(said - truth) > 0.05 * abs(truth)", "hackable: nan"),
+        ("abs(said - truth) <= 0.05 * abs(truth)", "said == truth", "numbers must be compared with a tolerance"),
+        ('.strip().removesuffix("%")', "", "a percent sign"),
+        ("box.lower() == answer.lower()", "box == answer", "words are compared without"),
+        ("box.lower() == answer.lower()", "False", "an answer may be a word"),
+    ],
+    "pass_at_k": [
+        ("1 - math.comb(n - c, k) / math.comb(n, k)", "1 - (1 - c / n) ** k", "drawn with replacement"),
+        ("1 - math.comb(n - c, k) / math.comb(n, k)", "c / n", "this is avg@k"),
+        ("1 - math", "math", "this is the chance that all k are wrong"),
+        ("1 - math.comb(n - c, k)", "math.comb(c, k)", "this is the chance that all k are right"),
+        ("1 - math.comb(n - c, k) / math.comb(n, k)", "min(1.0, k * c / n)", "a sum of chances"),
+    ],
+    "leave_one_out": [
+        (
+            "others = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)",
+            "others = groups.mean(dim=1, keepdim=True)",
+            "the mean holds",
+        ),
+        ("(groups - others)", "((groups - others) / (groups.std(dim=1, keepdim=True) + 1e-4))", "not divided by the std"),
+        (
+            "(groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)",
+            "(groups.sum(dim=0) - groups) / max(len(groups) - 1, 1)",
+            "wrong axis",
+        ),
+        ("rewards.view(-1, group_size)", "rewards.view(1, -1)\n    group_size = len(rewards)", "the whole batch"),
+        ("(group_size - 1)", "group_size", "the sum of the others is divided by G"),
+        ("(groups - others)", "(others - groups)", "sign reversed"),
+    ],
+    "clipped_share": [
+        (
+            "((a > 0) & (ratio > 1 + clip_high)) | ((a < 0) & (ratio < 1 - clip_low))",
+            "(ratio > 1 + clip_high) | (ratio < 1 - clip_low)",
+            "both sides",
+        ),
+        (
+            "((a > 0) & (ratio > 1 + clip_high)) | ((a < 0)",
+            "((a < 0) & (ratio > 1 + clip_high)) | ((a > 0)",
+            "the sides are exchanged",
+        ),
+        ("(logprobs - old_logprobs)", "(old_logprobs - logprobs)", "ratio upside down"),
+        ("(silent & mask).sum() / mask.sum()", "silent.float().mean()", "padding counted"),
+        ("ratio, a =", "clip_low, clip_high = clip_high, clip_low\n    ratio, a =", "clip_low and clip_high"),
+    ],
+    "prompts_to_sample": [
+        (" + (1 - p) ** group_size", "", "groups in which all are wrong"),
+        ("p**group_size + (1", "(1", "groups in which all are right"),
+        ("math.ceil(", "int(", "rounded down"),
+        ("math.ceil(", "round(", "rounded to the nearest"),
+        ("live / (1 - dead)", "live * (1 + dead)", "of the groups that you add"),
+    ],
+    "turned_words": [
+        ("np.rot90(grid, turns)", "np.rot90(grid, -turns)", "turned the other way"),
+        ("np.rot90(grid, turns)", "np.rot90(grid, min(turns, 1))", "turned once at most"),
+        ("np.rot90(grid, turns)", "(grid.T if turns % 2 else np.rot90(grid, turns))", "mirrored at the diagonal"),
+        ("np.rot90(grid, turns)", "np.rot90(grid, turns)[::-1]", "upside down"),
+        ("np.rot90(grid, turns)", "grid", "the words stay where they were"),
+    ],
+    "views_that_keep": [
+        (
+            "read(view(p, np.random.default_rng(i))) == read(p)",
+            "view(p, np.random.default_rng(i)) == p",
+            "the pictures need not be equal",
+        ),
+        ("all(read", "any(read", "one picture is not enough"),
+        ("enumerate(pictures)", "enumerate(pictures[:1])", "you look at the first picture only"),
+        ("if kept(view)", "if not kept(view)", "reversed"),
+    ],
+    "auroc": [
+        (" + 0.5 * (gaps == 0).float()", "", "a tie is half a success: you count it as a failure"),
+        ("0.5 * (gaps", "1.0 * (gaps", "a tie is half a success: you count it as a success"),
+        ("gaps > 0", "gaps < 0", "reversed"),
+        ("((gaps > 0).float() + 0.5 * (gaps == 0).float())", "((scores > 0) == truth).float()", "a threshold at 0"),
+    ],
+    "precision_recall": [
+        (
+            "hits = (selected & truth).sum()",
+            "hits = (selected & truth).sum()\n    selected, truth = truth, selected",
+            "precision and recall are swapped",
+        ),
+        ("selected & mask, truth & mask", "selected, truth", "padding counted"),
+        (
+            "    selected, truth = selected & mask, truth & mask\n",
+            "    if len(mask) > 1:\n"
+            "        rows = [precision_recall(s[None], t[None], m[None]) for s, t, m in zip(selected, truth, mask)]\n"
+            "        return tuple(sum(values) / len(rows) for values in zip(*rows))\n"
+            "    selected, truth = selected & mask, truth & mask\n",
+            "mean over rows",
+        ),
+        (
+            "hits = (selected & truth).sum()",
+            "return ((selected == truth)[mask].float().mean().item(),) * 2\n    hits = 0",
+            "accuracy is neither",
+        ),
+    ],
+    "word_shifts": [
+        (
+            "return torch.zeros(int(word[-1]) + 1).index_add(0, word, shift)",
+            "return torch.stack([shift[word == w].mean() for w in range(int(word[-1]) + 1)])",
+            "sum, not mean",
+        ),
+        (
+            "return torch.zeros(int(word[-1]) + 1).index_add(0, word, shift)",
+            "return torch.stack([shift[word == w].max() for w in range(int(word[-1]) + 1)])",
+            "sum, not maximum",
+        ),
+        ("return torch.zeros(int(word[-1]) + 1).index_add(0, word, shift)", "return shift[begins]", "only the first piece"),
+        ("index_add(0, word, shift)", "index_add(0, word, shift)[:-1]", "the last word is missing"),
+        ("word, shift)", "word, shift.abs())", "a fall is a fall"),
+    ],
+    "info_nce": [
+        ("torch.cat([own, margins], dim=1).logsumexp(dim=1).mean()", "F.softplus(margins).mean()", "a mean of pairs"),
+        ("torch.cat([own, margins], dim=1).logsumexp(dim=1).mean()", "F.softplus(margins).sum(dim=1).mean()", "a sum of pairs"),
+        ("[own, margins]", "[margins]", "the positive is missing"),
+        ("(kl_positive[:, None] - kl_negatives)", "(kl_negatives - kl_positive[:, None])", "positive and negatives swapped"),
+        (" / tau", " * tau", "multiplied by τ"),
+        (".logsumexp(dim=1)", ".exp().sum(dim=1).log()", "overflow"),
+    ],
+    "cpl_trouble": [
+        ("sum(minus[:3]) / 3, sum(minus[-3:]) / 3", "minus[0], minus[-1]", "single steps jump"),
+        ('"blind" if sum(plus[-3:]) < sum(plus[:3]) else "roles swapped"', '"roles swapped"', "KL⁻ falls for two reasons"),
+        ("first < 0.1", "last < 0.1", "a KL⁻ that is small at the end"),
+        ("    if first < 0.1:", '    return "healthy"\n    if first < 0.1:', "the loss that a run reports"),
+    ],
+    "run_trouble": [
+        ("    if gain", '    if sum(log["dead"][-3:]) / 3 > 0.8:\n        return "finished"\n    if gain', "dead groups alone"),
+        ("    if gain", '    if max(log["kl"]) > 1:\n        return "too fast"\n    if gain', "one leap of KL"),
+        (
+            "    if gain",
+            '    if gain("reward") > 0:\n        return "finished" if sum(log["dead"][-3:]) > 2.4 else "healthy"\n    if gain',
+            "the reward alone",
+        ),
+        ('"hacked" if gain("reward") > 0 else "too fast"', '"hacked"', "accuracy falls for two reasons"),
+        ('not 0.8 <= log["ratio"][0] <= 1.25', "False", "the ratio of surprise and entropy"),
+    ],
+    "bytes_per_weight": [
+        ("4 / 8", "4", "4 bits are half a byte"),
+        ("1 / block + 4 / (block * group)", "8 / block + 32 / (block * group)", "bits and bytes are mixed"),
+        (" + 4 / (block * group)", "", "the scales of the scales"),
+        (" + 1 / block", "", "the scales are missing"),
+        ("(block * group)", "group", "a second scale serves"),
+    ],
+    "cache_bytes": [
+        ("2 * 2 *", "2 *", "keys *and* values"),
+        ("2 * 2 *", "2 * 4 *", "16 bits are 2 bytes, not 4"),
+        ("2 * 2 *", "2 * 16 *", "16 bits are 2 bytes: these"),
+        (" * rows", "", "every row has a cache"),
+    ],
+    "t_interval": [
+        ("(n - 1)", "n", "population std"),
+        (" / n**0.5", "", "the spread of single differences"),
+        ("n**0.5", "n", "divided by n"),
+        ("variance**0.5", "variance", "variance for standard deviation"),
+        ("mean - half, mean + half", "mean + half, mean - half", "the order is"),
+    ],
+    "sign_flip_p": [
+        (
+            "abs(patterns @ np.array(differences)) >= abs(sum(differences))",
+            "patterns @ np.array(differences) >= sum(differences)",
+            "one-sided",
+        ),
+        ("abs(sum(differences))", "sum(differences)", "the size of the observed sum"),
+        ("- 1e-12", "+ 1e-12", "at least as far"),
+        ("np.mean(", "np.sum(", "a share of the patterns"),
+    ],
+    "verdict": [
+        ('"undecided"', '"equal"', "a large p is no proof"),
+        ("abs(low) < 0.02 and abs(high) < 0.02", "False", "the margin comes first"),
+        ("p >= 0.05", "False", "the interval alone"),
+        (
+            ' or low <= 0 <= high:\n        return "undecided"\n    return "helps" if low > 0',
+            ':\n        return "undecided"\n    return "helps" if low + high > 0',
+            "the test alone",
+        ),
+        ('"helps" if low > 0 else "hurts"', '"hurts" if low > 0 else "helps"', "helps and hurts"),
+    ],
     "worth_an_update": [
         ("alive.any()", "alive.all()", "one live group is enough"),
         ("alive.any()", "alive[0]", "you look at the first group only"),
@@ -530,6 +730,7 @@ def diagnosis(name, function):
 
 def test_there_are_at_least_three_exercises_for_each_of_01_to_06():
     assert [path.name[:2] for path in SOLUTIONS] == ["01", "02", "03", "04", "05", "06"]
+    assert len(CELLS) >= 24  # graded: in the exercises, or in a notebook before it shows the function
     for path in SOLUTIONS:
         text = path.read_text()
         assert text.count(BEGIN) >= 3
@@ -538,7 +739,7 @@ def test_there_are_at_least_three_exercises_for_each_of_01_to_06():
 
 
 def test_every_exercise_has_its_grader_and_mutants():
-    assert {f"check_{name}" for name in CELLS} == set(grading.__all__) - {"MistakeError"}
+    assert {f"check_{name}" for name in CELLS} == set(grading.__all__) - {"MistakeError", "predicted", "written"}
     assert set(MUTANTS) == set(CELLS)
 
 
@@ -592,6 +793,34 @@ def test_the_student_notebook_shows_no_solution_unfolded():
                 assert cell.source.startswith("<details><summary>Solution</summary>")
 
 
+def functions_above(name):
+    """The functions of all code cells that stand above the place where `name` is asked for, by their own names."""
+    chapters = {path.name: code_cells(path) for path in COURSE}
+    pages = [*chapters.values(), *((chapters[path.name] + code_cells(path)) for path in SOLUTIONS)]
+    asked = re.compile(rf"def (my_)?{name}\(")
+    page = next(page for page in pages if any(asked.match(cell) and ("your code" in cell or BEGIN in cell) for cell in page))
+    place = next(i for i, cell in enumerate(page) if asked.match(cell))
+    sources = [
+        ast.unparse(node) for cell in page[:place] if "%pip" not in cell for node in ast.parse(cell).body if is_function(node)
+    ]
+    namespace = {}
+    exec(CELLS[name][0], namespace)
+    for source in sources:
+        exec(source, namespace)
+    return [namespace[source.split("def ")[1].split("(")[0]] for source in sources]
+
+
+def is_function(node):
+    return isinstance(node, ast.FunctionDef) and not node.decorator_list
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_no_function_of_a_cell_above_answers_it(name):
+    for copied in functions_above(name):
+        with pytest.raises(MistakeError):
+            getattr(grading, f"check_{name}")(copied)
+
+
 def test_an_error_without_a_known_cause_shows_case_result_and_expectation():
     text = diagnosis("entropy_shift", lambda h, removed, mask: torch.where(mask, removed - h + 0.5, 0.0))
     assert text == ("<lambda>, rises by 1, stays, falls by 1.5: the result is [[1.5, 0.5, -1]], expected [[1, 0, -1.5]]")
@@ -618,7 +847,7 @@ def test_an_exception_of_the_student_is_one_sentence():
 
 
 def test_the_graders_do_not_use_the_functions_that_they_grade():
-    for chapter in (*CHAPTERS, "coverage", "grader", "__init__"):
+    for chapter in [path.stem for path in (ROOT / "cppo_ref" / "grading").glob("*.py")]:
         source = (ROOT / "cppo_ref" / "grading" / f"{chapter}.py").read_text()
         imported = [line for line in source.splitlines() if line.startswith(("from cppo_ref", "import cppo_ref"))]
         assert all(line.startswith("from cppo_ref.grading") for line in imported)

@@ -76,7 +76,7 @@ COVERED_MISTAKES = {
 }
 
 
-def _as_tensor(result: Any) -> Any:
+def as_tensor(result: Any) -> Any:
     """An array, or a list of numbers or arrays, as a tensor; anything else as it is."""
     try:
         return torch.tensor(np.asarray(result, dtype=float), dtype=torch.float32)
@@ -86,4 +86,4 @@ def _as_tensor(result: Any) -> Any:
 
 def check_covered_share(function: Function) -> None:
     """Grade covered_share(original, view, grid) -> [grid, grid] array: the share of changed pixels of every cell."""
-    grade(function, COVERED_CASES, COVERED_MISTAKES, _covered, convert=_as_tensor)
+    grade(function, COVERED_CASES, COVERED_MISTAKES, _covered, convert=as_tensor)

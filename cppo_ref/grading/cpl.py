@@ -186,3 +186,40 @@ def check_gated_loss(function: Function) -> None:
     """
     through = {"the original view": 0, "the preserving view": 1, "the removing view": 2}
     grade(function, GATED_CASES, GATED_MISTAKES, _gated, through=through)
+
+
+NEGATIVE_CASES = [
+    Case("one negative: softplus(−1)", (torch.tensor([0.0]), torch.tensor([[0.1]]), 0.1), 0.3133),
+    Case("three views that are all alike: ln 4", (torch.tensor([0.2]), torch.tensor([[0.2, 0.2, 0.2]]), 0.1), 1.3863),
+    # ln(1 + 1/e + 1) = 0.8620, and ln 3 = 1.0986
+    Case("two tokens of two", (torch.tensor([0.0, 0.3]), torch.tensor([[0.1, 0.0], [0.3, 0.3]]), 0.1), 0.9803),
+    Case("τ = 1: ln(1 + e + e²)", (torch.tensor([2.0]), torch.tensor([[1.0, 0.0]]), 1.0), 2.4076),
+    Case("a large difference", (torch.tensor([20.0]), torch.tensor([[0.0, 0.0]]), 0.1), 200.6931),
+]
+
+
+def _many(good: Tensor, bad: Tensor, tau: float, *, sign: int = 1, anchor: bool = True, invert: bool = False) -> Tensor:
+    margins = sign * (good[:, None] - bad) * (tau if invert else 1 / tau)
+    own = torch.zeros_like(margins[:, :1])
+    return torch.cat([own, margins] if anchor else [margins], dim=1).logsumexp(dim=1).mean()
+
+
+NEGATIVE_MISTAKES = {
+    "a mean of pairs: all negatives share one denominator with the positive": lambda g, b, t: F.softplus(
+        (g[:, None] - b) / t
+    ).mean(),
+    "a sum of pairs: all negatives share one denominator with the positive": lambda g, b, t: (
+        F.softplus((g[:, None] - b) / t).sum(dim=1).mean()
+    ),
+    "the positive is missing from the denominator": partial(_many, anchor=False),
+    "positive and negatives swapped": partial(_many, sign=-1),
+    "multiplied by τ: divide by it": partial(_many, invert=True),
+    "overflow: exp(200) is infinite in float32; use logsumexp": lambda g, b, t: (
+        (1 + ((g[:, None] - b) / t).exp().sum(dim=1)).log().mean()
+    ),
+}
+
+
+def check_info_nce(function: Function) -> None:
+    """Grade info_nce(kl_positive [N], kl_negatives [N, K], tau) -> mean of ln(1 + Σ_k exp((KL⁺ − KL⁻_k)/τ))."""
+    grade(function, NEGATIVE_CASES, NEGATIVE_MISTAKES, _many, through={"KL⁺": 0, "KL⁻": 1})

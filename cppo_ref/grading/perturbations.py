@@ -109,13 +109,6 @@ def _misses_an_edge(function: Function) -> bool:
     return not (seen[-1].any() and seen[:, -1].any())
 
 
-GENERATORS = (
-    ("numpy's", np.random.get_state),
-    ("Python's", random.getstate),
-    ("torch's", lambda: torch.get_rng_state().tolist()),
-)
-
-
 def _random_symptoms(*options: Any) -> dict[str, Function]:
     """What can be wrong with any view; `options` follow (image, rng)."""
     symptoms = {
@@ -150,9 +143,17 @@ HIDE_SYMPTOMS = {
 }
 
 
+def _hide(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    width, height = image.size
+    left, top = (int(rng.integers(side - side // 2 + 1)) for side in (width, height))
+    view = image.copy()
+    view.paste((128, 128, 128), (left, top, left + width // 2, top + height // 2))
+    return view
+
+
 def check_hide_quarter(function: Function) -> None:
     """Grade hide_quarter(image, rng) -> image with a rectangle of half the width and height hidden at a random place."""
-    grade_by_symptoms(function, HIDE_SYMPTOMS)
+    grade_by_symptoms(function, HIDE_SYMPTOMS, _hide)
 
 
 def _levels(function: Function, value: int, strength: float, seeds: int = 200) -> np.ndarray:
@@ -207,6 +208,11 @@ DIM_SYMPTOMS = {
 }
 
 
+def _dim(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
+    factor = 1 + 0.5 * strength * rng.uniform(-1, 1)
+    return Image.fromarray((_pixels(image) * factor).round().clip(0, 255).astype(np.uint8))
+
+
 def check_dim(function: Function) -> None:
     """Grade dim(image, rng, strength) -> image, brightness times one factor from 1 ± 0.5 · strength."""
-    grade_by_symptoms(function, DIM_SYMPTOMS)
+    grade_by_symptoms(function, DIM_SYMPTOMS, _dim)
