@@ -112,7 +112,8 @@ def row_at(rows: Rows, index: int) -> dict[str, Any]:
 
 def images_of(row: dict[str, Any]) -> list[Image.Image]:
     """The images of a row: `image`, also where a view was put into its place, and what follows it in `images`."""
-    return [row["image"], *row.get("images", [])[1:]]
+    images = row.get("images") or []
+    return [row["image"], *images[1:]] if "image" in row else list(images)
 
 
 @contextmanager
