@@ -3,8 +3,9 @@
     python benchmarks/trl_seeds.py                                    # both engines, three seeds
     python benchmarks/trl_seeds.py --engines trl --seeds 10 --images 50
 
-80 steps of the tiny VLM on the same rows in the same order, then avg@8 on the test pictures, plain and changed. Sampling differs,
-so the runs of a pair are two draws of one training. What is in the table already is not run again. Seconds are CPU seconds.
+80 steps of the tiny VLM on the same rows in the same order, then avg@8 on the test pictures, plain and changed. Sampling
+differs, so the runs of a pair are two draws of one training. What is in the table already is not run again. Seconds are those
+of the CPU.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from cppo_ref.evaluation import correctness, sample_answers
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.rewards import reward
 from cppo_ref.training import train
-from cppo_ref.trl import SHARED, CPPOTrainer, CPPOTrainerConfig
+from cppo_ref.trl import OURS, CPPOTrainer, CPPOTrainerConfig
 from cppo_ref.vlm.adapters import quicken_adapters
 from cppo_ref.vlm.policy import load_policy
 
@@ -43,7 +44,7 @@ def rewards(completions: list, answer: list[str], **others: Any) -> list[float]:
 def train_with_trl(config: CPPOConfig) -> str:
     """The adapter of a run of `CPPOTrainer` that learns as `config` says, from the rows of `train` in their order."""
     policy = load_policy(config.model, quantize=config.quantize, lora=None, unpack=config.unpack)
-    names = {name: getattr(config, name) for name in SHARED if name != "temperature"}
+    names = {name: getattr(config, name) for name in (*OURS, "seed")}
     others = names | {"use_bias_correction_kl": False}
     rows = [conversation(row) for step in shape_rows(config, config.steps) for row in step]
     trainer = CPPOTrainer(

@@ -53,9 +53,7 @@ def make_trainer(args: CPPOTrainerConfig, source: Source) -> CPPOTrainer:
         Dataset.from_dict({"row": range(len(rows))}).with_transform(conversations),
         processing_class=policy.processor,
         peft_config=LoraConfig(
-            r=source.lora_rank,
-            lora_alpha=source.lora_alpha,
-            target_modules=policy.family.adapter_pattern(source.lora_scope),
+            r=source.lora_rank, lora_alpha=source.lora_alpha, target_modules=policy.family.adapter_pattern(source.lora_scope)
         ),
     )
 

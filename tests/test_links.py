@@ -93,7 +93,7 @@ def test_with_an_address_every_page_names_it(copy):
     for page in ((copy / "README.md").read_text(), sources(copy / "notebooks" / "00_start_here.ipynb")[0]):
         assert f"\ngit clone {url} && cd some.name\nmake " in page
     notebooks = sorted(copy.glob("notebooks/**/*.ipynb"))
-    assert len(notebooks) == 21
+    assert len(notebooks) == 22
     for path in notebooks:
         title, set_up, *_ = sources(path)
         opens = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/{path.relative_to(copy).as_posix()}"

@@ -156,7 +156,7 @@ def test_the_map_gives_the_minutes_that_each_notebook_gives():
     text = "\n".join(cell.source for cell in read(ROOT / "notebooks" / "00_start_here.ipynb").cells)
     planned = {number: int(minutes) for number, minutes in re.findall(r"(?m)^\| (\d\d) \|.*\| (\d+) \|$", text)}
     course = [path for path in PATHS if path.parent.name == "notebooks"]
-    assert sorted(planned) == [f"{number:02}" for number in range(9)]
+    assert sorted(planned) == [f"{number:02}" for number in range(10)]
     for path in course:
         said = re.search(r"\*\*Time\*\*: (\d+) minutes", read(path).cells[0].source)
         assert said and planned[path.name[:2]] == int(said[1]), path.name
