@@ -1,6 +1,6 @@
 """Write the tables of docs/many-gpus.md: seconds per phase on 1, 2 and 8 GPUs, by arithmetic; both engines on the tiny VLM.
 
-The model of a phase is that of `cppo_ref/vlm/costs.py`; here a GPU has its share of the rows, and each completion its own prompt.
+The model of a phase is that of `cppo_ref/vlm/costs.py`; here a GPU has its share of the rows, each completion its own prompt.
 """
 
 import csv
@@ -18,7 +18,9 @@ from cppo_ref.vlm.profiles import PROFILES
 from cppo_ref.vlm.quantization import model_config, skeleton
 
 ROOT = Path(__file__).parent.parent
-PAGE, SEEDS = ROOT / "docs" / "many-gpus.md", ROOT / "data" / "results" / "trl_seeds.csv"
+PAGE, RESULTS = ROOT / "docs" / "many-gpus.md", ROOT / "data" / "results"
+STUDY = {"base": "tiny", "arm": "cppo-learning_rate=0.0006", "split": "test"}  # ten runs of `train` with these settings
+NAMES = "avg_at_8", "shift_avg_at_8"
 CARD, ROWS = "A100", 512
 SET_UPS = {  # name: (GPUs, quantize, vLLM samples)
     "1 GPU, NF4": (1, "nf4", False),
@@ -51,17 +53,20 @@ def phases() -> str:
 
 
 def engines() -> str:
-    """Both engines' accuracies, seed by seed, and their means."""
-    rows = list(csv.DictReader(SEEDS.open())) if SEEDS.exists() else []
+    """Accuracies of `CPPOTrainer`'s runs, and of `train` with the same seeds; below, the range of the study's ten seeds."""
+    with (RESULTS / "study.csv").open() as file:
+        study = [row for row in csv.DictReader(file) if STUDY.items() <= row.items()]
+    with (RESULTS / "trl_seeds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    runs = {("train", row["seed"]): row for row in study} | {(row["engine"], row["seed"]): row for row in rows}
     lines = ["| seed | plain: `train` | `CPPOTrainer` | changed: `train` | `CPPOTrainer` |", "|---|---|---|---|---|"]
-    found = {(row["engine"], row["seed"]): row for row in rows}
-    cells = {}
-    for seed in sorted({row["seed"] for row in rows}):
-        pairs = [(engine, name) for name in ("avg_at_8", "shift_avg_at_8") for engine in ("train", "trl")]
-        cells[seed] = [float(found[engine, seed][name]) if (engine, seed) in found else np.nan for engine, name in pairs]
-        lines.append(f"| {seed} | " + " | ".join(f"{value:.3f}" for value in cells[seed]) + " |")
-    if cells:
-        lines.append("| mean | " + " | ".join(f"{value:.3f}" for value in np.nanmean(list(cells.values()), axis=0)) + " |")
+    seeds = sorted(seed for engine, seed in runs if engine == "trl")
+    values = np.array([[float(runs[engine, s][n]) for n in NAMES for engine in ("train", "trl")] for s in seeds])
+    for seed, cells in zip([*seeds, "mean"], [*values, values.mean(axis=0)], strict=True):
+        lines.append(f"| {seed} | " + " | ".join(f"{value:.3f}" for value in cells) + " |")
+    plain, changed = (sorted(float(row[name]) for row in study) for name in NAMES)
+    spans = [f"{of[0]:.3f} to {of[-1]:.3f}" for of in (plain, changed)]
+    lines.append(f"| ten seeds of `train` | {spans[0]} | | {spans[1]} | |")
     return "\n".join(lines)
 
 

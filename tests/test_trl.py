@@ -30,7 +30,7 @@ from cppo_ref.vlm.adapters import LoraOptions
 from cppo_ref.vlm.policy import load_policy
 
 ROOT = Path(__file__).parent.parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 FORWARD = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
 FORWARD += ["compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes"]
@@ -157,7 +157,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path):
 def test_two_processes_do_not_wait_for_each_other_and_have_the_gradient_of_one(tmp_path):
     """In each of the two steps only one of the processes has gated rows: were their forwards skipped there, both would hang."""
     command = [*TORCHRUN, str(ROOT / "tests" / "trl_worker.py"), str(tmp_path)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     got, alone = torch.load(tmp_path / "gradients.pt"), two_steps(tmp_path / "one", processes=1).gradients
     for number in (0, 1):
@@ -169,10 +169,17 @@ def test_the_documented_command_trains_on_two_processes(tmp_path):
     line = next(line for line in page.replace("\\\n", "").splitlines() if "torchrun" in line and "--use_cpu" in line)
     words = line.split()[line.split().index("scripts/train_many.py") :]
     few = ["--output_dir", str(tmp_path), "--max_steps", "1", "--per_device_train_batch_size", "8", "--report_to", "none"]
-    done = subprocess.run([*TORCHRUN, *words, *few], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*TORCHRUN, *words, *few], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     load_policy("tiny", adapter=str(tmp_path / "adapter"))
+
+
+def test_the_tables_of_the_page_are_computed():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    tables = importlib.import_module("many_gpus_table")
+    page = tables.PAGE.read_text()
+    assert tables.filled(page, "scripts/many_gpus_table.py", tables.BLOCKS) == page, "run scripts/many_gpus_table.py"
 
 
 def test_our_own_trainer_says_who_trains_on_several_processes(monkeypatch, tmp_path):
