@@ -45,7 +45,7 @@ class TrlArm:
             model,
             reward_funcs=self._rewards,
             args=settings(config, len(rows), forbidden_ids),
-            train_dataset=Dataset.from_list([_conversation(row) for step in rows for row in step]),
+            train_dataset=Dataset.from_list([conversation(row) for step in rows for row in step]),
             processing_class=AutoProcessor.from_pretrained(path),
             peft_config=LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=pattern),
         )
@@ -63,9 +63,11 @@ class TrlArm:
         return [reward(c[0]["content"], a) for c, a in zip(completions, answer, strict=True)]
 
 
-def settings(config: CPPOConfig, steps: int, forbidden_ids: list[int]) -> GRPOConfig:
+def settings(
+    config: CPPOConfig, steps: int, forbidden_ids: list[int], kind: type[GRPOConfig] = GRPOConfig, **others: Any
+) -> GRPOConfig:
     """TRL's settings for what `config` says, on a CPU in float32, with nothing logged, saved or evaluated."""
-    return GRPOConfig(
+    return kind(
         output_dir=tempfile.mkdtemp(prefix="trl-"),  # nothing is written there
         max_steps=steps,
         per_device_train_batch_size=config.prompts_per_step * config.group_size,
@@ -88,8 +90,10 @@ def settings(config: CPPOConfig, steps: int, forbidden_ids: list[int]) -> GRPOCo
         eval_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        **others,
     )
 
 
-def _conversation(row: dict[str, Any]) -> dict[str, Any]:
+def conversation(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as TRL takes it."""
     return {"prompt": [{"role": "user", "content": row["question"]}], "image": row["image"], "answer": row["answer"]}

@@ -46,7 +46,14 @@ def view_divergence(
     if estimator == "exact":
         return F.kl_div(view, anchor, reduction="none", log_target=True).sum(dim=-1)
     at_token = token_ids.unsqueeze(-1)
-    log_ratio = (view.gather(-1, at_token) - anchor.gather(-1, at_token)).squeeze(-1)
+    return sampled_divergence(*(logprobs.gather(-1, at_token).squeeze(-1) for logprobs in (anchor, view)), estimator)
+
+
+def sampled_divergence(
+    logprobs: Float[Tensor, "*shape"], logprobs_view: Float[Tensor, "*shape"], estimator: Estimator
+) -> Float[Tensor, "*shape"]:
+    """k3 or k1 of each token (see `view_divergence`) from its log-probabilities alone; ValueError for another estimator."""
+    log_ratio = logprobs_view - logprobs
     if estimator == "k3":
         log_ratio = log_ratio.clamp(-20, 20)
         return (log_ratio.exp() - log_ratio - 1).clamp(-10, 10)

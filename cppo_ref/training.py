@@ -18,7 +18,7 @@ from cppo_ref.runs.checkpoints import latest_checkpoint, restore_checkpoint, sav
 from cppo_ref.runs.folder import RunFolder
 from cppo_ref.runs.probe import probe_text, run_probe
 from cppo_ref.step import NonFiniteError, cppo_step
-from cppo_ref.vlm.devices import accelerator_for
+from cppo_ref.vlm.devices import accelerator_for, check_one_process
 from cppo_ref.vlm.memory import advice
 from cppo_ref.vlm.policy import Policy, policy_for
 
@@ -36,10 +36,12 @@ def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) ->
     """Train from `config` in the folder `config.output`; with `resume`, go on from its newest checkpoint.
 
     Raises:
-        InputError: the folder holds a run already (or, resuming, one with other settings), or model or data are not usable.
+        InputError: the folder holds a run already (or, resuming, one with other settings), or model or data are not usable,
+            or this is one of several processes.
             Also if the GPU's memory ran out; the message says what to lower, and the last good state was saved first.
         NonFiniteError: a loss or gradient was not finite; the last good state was saved first.
     """
+    check_one_process()
     run = RunFolder.check(config, resume)
     rows, policy = rows_for(config), policy_for(config)
     rows = drop_overlong(policy, rows, config, progress=progress)

@@ -61,7 +61,7 @@ NOW = {name: set(imported(tree.body, BY_NAME)) for name, tree in BY_NAME.items()
 EVER = {name: set(imported(ast.walk(tree), BY_NAME)) for name, tree in BY_NAME.items()}  # in functions, too
 ROOMS = {"vlm", "worlds", "examples", "runs", "pictures", "grading"}
 IDEAS = {"perturbations", "perception", "cpl", "grpo"}  # pure functions of tensors or images
-LOOP = {"step", "training", "demo", "__main__"}
+LOOP = {"step", "training", "demo", "trl", "__main__"}
 FRONT = {  # what each front file may import of the front; of rooms, all but the ideas may
     **{name: set() for name in IDEAS},
     "rewards": set(),
@@ -72,6 +72,7 @@ FRONT = {  # what each front file may import of the front; of rooms, all but the
     "training": {"config", "evaluation", "step"},
     "demo": {"config", "evaluation", "training"},
     "__main__": {"config", "demo", "evaluation", "training"},
+    "trl": {"config", "cpl", "perception", "step"},  # the step on TRL's engine; an extra, so nothing imports it
 }
 
 
@@ -103,8 +104,8 @@ def test_the_package_is_small():
     def lines(paths):
         return sum(len(path.read_text().splitlines()) for path in paths)
 
-    assert lines(path for path in SOURCES if "grading" not in path.parts) <= 5480
-    assert lines((ROOT / "cppo_ref").glob("*.py")) <= 1600
+    assert lines(path for path in SOURCES if "grading" not in path.parts) <= 5600
+    assert lines((ROOT / "cppo_ref").glob("*.py")) <= 1760
 
 
 def api_rows():

@@ -112,7 +112,10 @@ def row_at(rows: Rows, index: int) -> dict[str, Any]:
 
 def images_of(row: dict[str, Any]) -> list[Image.Image]:
     """The images of a row: `image`, also where a view was put into its place, and what follows it in `images`."""
-    return [row["image"], *row.get("images", [])[1:]]
+    first, images = row.get("image"), row.get("images") or []
+    if first is None and not images:
+        raise InputError("a row has no image, expected one or more: give it one, or leave the row out")
+    return list(images) if first is None else [first, *images[1:]]
 
 
 @contextmanager

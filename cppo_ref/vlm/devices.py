@@ -1,5 +1,6 @@
 """Which device and which number format a policy computes in, and the accelerator that scales and clips for it."""
 
+import os
 from typing import Any
 
 import torch
@@ -26,11 +27,21 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
+def check_one_process() -> None:
+    """InputError under torchrun or accelerate with several processes: each would train alone, on all rows."""
+    if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise InputError(
+            f"there are {processes} processes, and this trainer is for one: several train with CPPOTrainer, "
+            f"as in `torchrun --nproc_per_node {processes} scripts/train_many.py` (docs/many-gpus.md)"
+        )
+
+
 def accelerator_for(policy: Any, *, scale: bool = True, **options: Any) -> Accelerator:
     """The accelerator of `policy`'s device; unless `scale` is off, it scales the loss of a float16 policy on a GPU.
 
     Prepare the optimizer with it, or gradients stay scaled.
     """
+    check_one_process()
     precision = "fp16" if scale and policy.dtype == torch.float16 and policy.device.type == "cuda" else "no"
     state = AcceleratorState._shared_state  # one per process, and it keeps the precision and device first asked for
     if state and (state["_mixed_precision"], state["device"].type) != (precision, policy.device.type):

@@ -74,11 +74,8 @@ class Policy:
 
     @property
     def forbidden_ids(self) -> list[int]:
-        """Ids never sampled: image and video placeholders (a forward pass would look for their features) and padding."""
-        config = self.model.config
-        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-        ids = {getattr(config, name, None) for name in names} | {self.tokenizer.pad_token_id}
-        return sorted(i for i in ids if i is not None and i not in self.eos_ids)
+        """Ids never sampled, see `forbidden_ids`."""
+        return forbidden_ids(self.model.config, self.tokenizer, self.eos_ids)
 
     def encode(self, images: Pictures, questions: Sequence[str]) -> Prompts:
         """Encode one question and one image (or several) per prompt, left-padded, on the policy's device."""
@@ -166,6 +163,13 @@ class Policy:
         merging = self.unpacked and self.dtype == torch.float32
         with self._mode(train=False), torch.no_grad(), merged_adapters(self.model) if merging else nullcontext():
             yield
+
+
+def forbidden_ids(config: Any, tokenizer: Any, eos_ids: Sequence[int]) -> list[int]:
+    """Ids never sampled: image and video placeholders (a forward pass would look for their features) and padding."""
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    ids = {getattr(config, name, None) for name in names} | {tokenizer.pad_token_id}
+    return sorted(i for i in ids if i is not None and i not in eos_ids)
 
 
 def load_policy(

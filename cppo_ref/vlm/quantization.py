@@ -65,10 +65,16 @@ def read_config(name_or_path: str) -> Any:
         raise InputError(f'model {name_or_path!r} not found: give "tiny", a model folder or a Hub name') from error
     if config.model_type not in FAMILIES:
         raise InputError(f"model type {config.model_type!r} is not supported, expected one of {', '.join(FAMILIES)}")
+    check_head(config)
+    return config
+
+
+def check_head(config: Any) -> None:
+    """InputError if a model's logits are not those of its head, but scaled or capped."""
     for part, name in product((config, config.get_text_config()), ("final_logit_softcapping", "logits_scaling", "logit_scale")):
         if (value := getattr(part, name, None)) not in (None, 1):
-            raise InputError(f"{name} of {name_or_path!r} is {value}, expected none: logits are the head's, take another model")
-    return config
+            model = config.name_or_path or config.model_type
+            raise InputError(f"{name} of {model!r} is {value}, expected none: logits are the head's, take another model")
 
 
 def model_path(name_or_path: str) -> str:
