@@ -45,8 +45,8 @@ def view_divergence(
     view = logits_view.log_softmax(dim=-1)
     if estimator == "exact":
         return F.kl_div(view, anchor, reduction="none", log_target=True).sum(dim=-1)
-    at_token = token_ids.unsqueeze(-1)
-    return sampled_divergence(*(logprobs.gather(-1, at_token).squeeze(-1) for logprobs in (anchor, view)), estimator)
+    at_anchor, at_view = (logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) for logprobs in (anchor, view))
+    return sampled_divergence(at_anchor, at_view, estimator)
 
 
 def sampled_divergence(

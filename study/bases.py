@@ -45,6 +45,8 @@ BASES = {
     )
 }
 
+FIRST_BASES = tuple(name for name, base in BASES.items() if base.level not in WORLDS)  # of the first study
+
 
 def base_named(name: str) -> Base:
     """The base called `name`; InputError if there is none."""

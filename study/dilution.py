@@ -24,7 +24,7 @@ from study.analysis import (
     resampled,
 )
 from study.arms import MAIN, Arm
-from study.bases import BASES
+from study.bases import FIRST_BASES
 from study.comparisons import table
 from study.hypotheses import judged
 from study.report import seed_mean
@@ -80,7 +80,7 @@ def evidence(rows: Rows, curves: Rows, base: str, arm: Arm) -> Evidence:
     )
 
 
-def dilution_table(rows: Rows, curves: Rows, bases: Sequence[str] = tuple(BASES)) -> str:
+def dilution_table(rows: Rows, curves: Rows, bases: Sequence[str] = FIRST_BASES) -> str:
     """What dilution predicts for each arm that adds CPL to GRPO, beside what was observed on the same images."""
     lines = []
     for base in bases:

@@ -23,7 +23,7 @@ from study.analysis import (
     verdict,
 )
 from study.arms import MAIN
-from study.bases import BASES
+from study.bases import FIRST_BASES
 from study.comparisons import attempt, table
 from study.hypotheses import outcomes
 
@@ -64,9 +64,9 @@ def complete(rows: Rows, seeds: Sequence[int] = SEEDS) -> bool:
 
 def coverage_table(rows: Rows) -> str:
     """How many seeds each arm has on each base: what was run, and what was not."""
-    counted = {arm.name: [len(seeds_of(rows, base, arm.name)) for base in BASES] for arm in MAIN}
+    counted = {arm.name: [len(seeds_of(rows, base, arm.name)) for base in FIRST_BASES] for arm in MAIN}
     lines = [[f"`{arm}`", *(str(count) if count else "not run" for count in counts)] for arm, counts in counted.items()]
-    return table(["arm, seeds on", *BASES], lines)
+    return table(["arm, seeds on", *FIRST_BASES], lines)
 
 
 def primary_table(rows: Rows) -> str:
@@ -108,7 +108,7 @@ def hypotheses_table(rows: Rows, curves: Rows) -> str:
     return table(["", "hypothesis", "outcome", "evidence (avg@8 on shifted images unless it says otherwise)"], lines)
 
 
-def alignment_table(curves: Rows, bases: Sequence[str] = tuple(BASES)) -> str:
+def alignment_table(curves: Rows, bases: Sequence[str] = FIRST_BASES) -> str:
     """Cosine of ∇(λ·CPL) and ∇GRPO and the ratio of their norms, of arms that have both: means over a run, then over seeds."""
     lines = []
     for base in bases:
@@ -134,12 +134,13 @@ def detector_table(rows: Rows, metric: str = "auroc_absolute") -> str:
     lines = []
     for view, strength in views:
         cells = [
-            [float(r[metric]) for r in rows if (r["base"], r["view"], r["strength"]) == (b, view, strength)] for b in BASES
+            [float(r[metric]) for r in rows if (r["base"], r["view"], r["strength"]) == (b, view, strength)]
+            for b in FIRST_BASES
         ]
         lines.append([f"{view} ×{strength}", *(f"{np.mean(cell):.3f}" if cell else "–" for cell in cells)])
-    counts = [len({row["seed"] for row in rows if row["base"] == base}) for base in BASES]
+    counts = [len({row["seed"] for row in rows if row["base"] == base}) for base in FIRST_BASES]
     lines.append(["seeds of the samples", *(str(count) if count else "not run" for count in counts)])
-    return table(["removing view × strength", *BASES], lines)
+    return table(["removing view × strength", *FIRST_BASES], lines)
 
 
 def regimes(rows: Rows, pairs: Sequence[tuple[str, str]] = MAP_PAIRS) -> dict[tuple[str, str], tuple[Difference, str]]:
@@ -151,7 +152,7 @@ def regimes(rows: Rows, pairs: Sequence[tuple[str, str]] = MAP_PAIRS) -> dict[tu
     words = {"helps": "above", "hurts": "below", "equal": "equal", "undecided": "open"}
     cells = {}
     for arm, other in pairs:
-        for base in BASES:
+        for base in FIRST_BASES:
             for metric, images in (("avg_at_8", "plain"), (PRIMARY_METRIC, "shifted")):
                 found = attempt(lambda a=arm, o=other, b=base, m=metric: difference(rows, b, a, o, m))
                 if found:

@@ -27,7 +27,7 @@ from study.analysis import (
     whole_arms,
 )
 from study.arms import STEPS, TIME_RATIO, UNTRAINED
-from study.bases import BASES
+from study.bases import FIRST_BASES
 from study.comparisons import ANSWERS, SHOWN, TOKENS, against_baselines, differences_table, levels_table, moved_table, table
 from study.costs import price_table, step_cost, whole_run_costs
 from study.delay import ACCURACIES, delayed_table, longer_table, slowdown_table
@@ -199,7 +199,7 @@ def every_arm() -> str:
 
 def bases() -> list[str]:
     """The bases that have rows of GRPO, in the protocol's order."""
-    return [base for base in BASES if seeds_of(WHOLE, base, "grpo")]
+    return [base for base in FIRST_BASES if seeds_of(WHOLE, base, "grpo")]
 
 
 def status() -> str:

@@ -242,7 +242,7 @@ def test_verification_compares_exactly_or_within_the_tolerance(place, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"suite": "all"}, "suite is 'all', expected one of main, sweeps, mechanism, second, price, detector"),
+        ({"suite": "all"}, "suite is 'all', expected one of main, sweeps, mechanism, second, price, tuning, worlds, detector"),
         ({"arms": "gpro"}, "arm 'gpro' is not in suite main"),
         ({"base": "huge"}, "base is 'huge', expected one of tiny"),
         ({"base": "robust"}, "base 'robust' was not made yet: run python -m study --make-base robust"),
