@@ -203,7 +203,9 @@ def soak(minutes: float) -> Case:
     warm = sizes[len(sizes) // 2 :]  # the second half
     growth = (max(warm[-20:]) - max(warm[:20])) / max(len(warm), 1) * 100
     verdict = SURVIVED if growth < 1 else LOST
-    return Case(f"{minutes:g} minutes, growth in the second half", verdict, f"{len(sizes)} steps", max(growth, 1e-9), len(sizes))
+    return Case(
+        f"{minutes:g} minutes, growth in the second half", verdict, f"{len(sizes)} steps", max(growth, 1e-9), len(sizes)
+    )
 
 
 TESTS = [

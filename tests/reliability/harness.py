@@ -140,10 +140,14 @@ def run_test(test: Test, numbers: Iterable[int], record: Path | None = None) -> 
 
 def summary(test: Test, cases: list[Case]) -> dict[str, object]:
     """The row of the table."""
-    counts = {verdict: sum(c.count for c in cases if c.verdict == verdict) for verdict in (BARS = ("Loading weights", "train:", "prompts:")  # progress
-SURVIVED, REFUSED, LOST)}
+    counts = {verdict: sum(c.count for c in cases if c.verdict == verdict) for verdict in (SURVIVED, REFUSED, LOST)}
     worst = max(cases, key=lambda case: case.seconds)
-    return {"test": test.name, "tried": sum(c.count for c in cases), **counts, "worst": f"{worst.seconds:.2f} {test.unit}: {worst.name}"}
+    return {
+        "test": test.name,
+        "tried": sum(c.count for c in cases),
+        **counts,
+        "worst": f"{worst.seconds:.2f} {test.unit}: {worst.name}",
+    }
 
 
 @contextlib.contextmanager
