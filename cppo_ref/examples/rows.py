@@ -7,6 +7,7 @@ malformed is named by its index and its column.
 
 import difflib
 import io
+import json
 import math
 import os
 import re
@@ -102,6 +103,9 @@ def row_at(rows: Rows, index: int) -> dict[str, Any]:
     number, columns = rows.number(index), rows.columns
     arrow: Any = rows.table.with_format("arrow")[number]  # images undecoded, so that a bad one is named by its row
     stored = arrow.to_pylist()[0]
+    for name, kind in rows.table.features.items():  # a column of several types in a JSON file comes as it was written
+        if type(kind).__name__ == "Json" and stored[name] is not None:
+            stored[name] = json.loads(stored[name])
     with _named(number, columns["image"]):
         images = [open_image(_placed(source, rows.folder)) for source in image_sources(stored[columns["image"]])]
     with _named(number, columns["question"]):

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cppo_ref import rewards
 from cppo_ref.__main__ import main
-from cppo_ref.runs import verifier
+from cppo_ref.runs.verifier import Verifier
 
 # four optimizer steps with a checkpoint after each: everything that a run writes, in a second
 SETTINGS = {"prompts_per_step": 2, "group_size": 2, "eval_rows": 0, "save_every": 1, "steps": 4, "unpack": True}
@@ -48,8 +49,7 @@ def in_child(function: Callable[[], int], typed: str = "") -> Ending:
             for number, file in enumerate((keys, out, err)):
                 os.dup2(file.fileno(), number)
             sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
-            verifier.VERIFIER = verifier.Verifier()
-            verifier.VERIFIER.worker = None
+            rewards.VERIFIER = Verifier()  # the parent's worker answers the parent
             status = 1
             try:
                 status = function()

@@ -1,4 +1,4 @@
-"""make reliability: all attacks, seeded, side by side; gone on with after a stop; the table goes to data/results/reliability.csv.
+"""make reliability: all attacks, seeded, side by side, resumable; the table goes to data/results/reliability.csv.
 
 What was tried stands in build/reliability/COMMIT, so that it is not tried again. --minutes: how long the soak takes.
 """
@@ -39,12 +39,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", default="", help="tests whose name holds this")
+    parser.add_argument("--only", default="", help="tests whose name matches this")
     parser.add_argument("--shard", type=int)
     options = parser.parse_args()
     folder = ROOT / "build" / "reliability" / commit()
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = [test for test in tests(options.minutes) if options.only in test.name]
+    chosen = [test for test in tests(options.minutes) if re.search(options.only, test.name)]
     records = {test.name: folder / f"{re.sub('[^a-z]+', '-', test.name.lower())}.jsonl" for test in chosen}
     if options.shard is not None:
         for test in chosen:
