@@ -136,6 +136,7 @@ def quiet() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Detected pickle|Found missing adapter")  # refused in our words
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

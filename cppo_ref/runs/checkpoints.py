@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from cppo_ref.config import InputError
-from cppo_ref.examples.rows import first_line
 from cppo_ref.runs.manifest import damage, flush, owned, seal
 from cppo_ref.vlm.adapters import load_adapter
 from cppo_ref.vlm.policy import Policy
@@ -178,5 +177,5 @@ def restore_checkpoint(checkpoint: Path, policy: Policy, optimizer: torch.optim.
                 assert moment.shape == policy.trainable[index].shape and moment.isfinite().all(), f"parameter {index}"
         optimizer.load_state_dict(saved)
     except Exception as error:  # unpickling fails in many ways
-        raise InputError(f"checkpoint {checkpoint}: optimizer.pt is not of this model ({first_line(error)})") from error
+        raise InputError(f"{checkpoint}/optimizer.pt is no optimizer state of this model: take another checkpoint") from error
     return read_state(checkpoint)["step"]

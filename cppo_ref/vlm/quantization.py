@@ -82,7 +82,7 @@ def reading(name: str) -> Iterator[None]:
     except Exception as error:  # transformers, tokenizers, safetensors and jinja raise kinds of their own
         if "trust_remote_code" in str(error):
             raise InputError(f"model {name!r} brings code of its own, which is never run: take another model") from error
-        if "is not a local folder" in str(error) or "Can't load the configuration" in str(error):
+        if isinstance(error, OSError) and not Path(model_path(name)).is_dir():
             raise InputError(f'model {name!r} not found: give "tiny", a model folder or a Hub name') from error
         raise InputError(f"model {name!r} could not be loaded ({first_line(error):.200}): give a whole model") from error
 

@@ -212,9 +212,9 @@ def soak(minutes: float) -> Case:
 
 
 TESTS = [
-    Test("SIGKILL, most inside a write, then --resume", 3, 72, killed),
-    Test("disk full, then --resume", 2, 25, full_disk),
-    Test("one file of a run damaged, then --resume", 12, 420, damaged),
+    Test("SIGKILL, most inside a write, then --resume", 2, 72, killed),
+    Test("disk full, then --resume", 1, 25, full_disk),
+    Test("one file of a run damaged, then --resume", 6, 420, damaged),
     Test("second run into the folder of a live one", 1, 12, shared_folder),
     Test("Ctrl-C and SIGTERM, then the printed command", 2, 12, asked_to_stop),
 ]
