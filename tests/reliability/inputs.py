@@ -46,8 +46,8 @@ def completions(number: int, rng: random.Random) -> Case:
         text = rng.choice(("<think></think>\\boxed{%s}", "\\boxed{%s}", "%s", "<think>%s\\boxed{")) % inside
         text = text * rng.choice((1, 1, 1, 2, 50))
         if rng.random() < 0.93:  # mostly numbers, for which math-verify is not asked
-            text = f"<think></think>\\boxed{{{''.join(rng.choices('0123456789.-/', k=rng.randrange(1, 6)))}}}"
-        earned = reward(text, rng.choice(("17", "1/2", "A", "x^2")))
+            text = f"<think></think>\\boxed{{{''.join(rng.choices('0123456789.', k=rng.randrange(1, 6)))}}}"
+        earned = reward(text, rng.choice(("17",) * 20 + ("1/2", "A", "x^2")))
         if not any(math.isclose(earned, value) for value in (0.0, 0.1, 0.9, 1.0)):
             return Case(repr(text[:60]), LOST, str(earned), count=1000)
     return Case(f"thousand {number}", SURVIVED, count=1000)
@@ -342,10 +342,10 @@ def broken_model(number: int, rng: random.Random) -> Case:
 
 
 TESTS = [
-    Test("hostile completions", 1, 100, completions, "s per 1000"),
     Test("64 different bombs in one step", 0, 1, bombs, "s of CPU time"),
     Test("numbers that no setting can be", 20, len(NUMBERS) * len(WRONG), bad_number),
     Test("bad rows, images and data files", 4, len(ROWS), bad_row),
     Test("strangers' files with code in them", 3, len(MODELS + RUNS), stranger),
     Test("broken models and adapters", 3, len(BROKEN), broken_model),
+    Test("hostile completions", 1, 100, completions, "s per 1000"),
 ]
