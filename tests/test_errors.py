@@ -170,10 +170,6 @@ ERRORS = {
     ),
     "infinite number": ("train --kl_weight inf", ["kl_weight is inf", "0 or more and at most 1,000"]),
     "tracker that is not installed": (f"{TRAIN} --trackers trackio", ["'trackio'", "is not installed", "pip install"]),
-    "checkpoint that is not there": (
-        f"{TRAIN} --output done --resume --lora_rank 2 --checkpoint step-000009",
-        ["no whole checkpoint to go on from", "step-000009", "manifest.json is absent or damaged"],
-    ),
     "resume with fewer steps": (f"{TRAIN} --output done --resume --lora_rank 2 --steps 0", ["steps is 0", "above 0"]),
     "no such device": (f"{TRAIN} --device tpu", ["--device", "'tpu'", "'cuda'"]),
     "adapter that is absent": ("evaluate --model model --adapter absent", ["adapter 'absent'"]),

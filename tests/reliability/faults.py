@@ -171,8 +171,11 @@ def asked_to_stop(number: int, rng: random.Random) -> Case:
     with scratch() as folder:
         output, name = folder / "run", f"{signum.name} at {'step' if in_step else 'write'} {place}"
         ending = command(train_words(output), at_event(place, lambda: os.kill(os.getpid(), signum), in_step))
-        if ending.status != 128 + signum or "Traceback" in ending.err or "--resume" not in ending.err:
+        early = "stopped at once" in ending.err  # before the first step there is nothing to save
+        if ending.status != 128 + signum or "Traceback" in ending.err or not (early or "--resume" in ending.err):
             return Case(name, LOST, str(ending))
+        if early:
+            return Case(name, *judged(go_on(output), output))
         words = ending.err.split("`")[1].removeprefix("python -m cppo_ref ").split()
         return Case(name, *judged(command(words), output))
 
