@@ -7,7 +7,7 @@ PIP := $(VENV)/bin/pip install --quiet --constraint constraints.txt
 # two math threads beat four on a small model; one setting for all keeps numbers comparable
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo gpu test test-lowest test-torchvision lab lint notebooks exercises links wheel book read e2e clean
+.PHONY: demo gpu reliability test test-lowest test-torchvision lab lint notebooks exercises links wheel book read e2e clean
 
 # a file per process and one thread each: processes that share cores and take two threads wait for each other
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
@@ -49,6 +49,10 @@ gpu: $(VENV)/.dev  ## measure everything that waits for a GPU, then fill in READ
 
 exercises: $(VENV)/.dev  ## make the students' notebooks from the solutions
 	$(RUN) scripts/make_exercises.py
+
+reliability: $(VENV)/.dev  ## kills, damage, hostile input (an hour of soak: ARGS="--minutes 60"); then the table of docs/reliability.md
+	$(RUN) tests/reliability/run.py $(ARGS)
+	$(RUN) scripts/reliability_page.py
 
 links:  ## write the repository's address on every page: REPOSITORY=owner/name (REPOSITORY= takes it out)
 	$(PYTHON) scripts/links.py $${REPOSITORY+"$$REPOSITORY"}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from cppo_ref.config import InputError
-from cppo_ref.runs.options import EvaluateFlags, ExportOptions, check_free, check_least, parse, run_settings, settings
+from cppo_ref.runs.options import EvaluateFlags, ExportOptions, check_between, check_free, parse, run_settings, settings
 
 
 def train_command(arguments: Sequence[str]) -> None:
@@ -21,7 +22,7 @@ def train_command(arguments: Sequence[str]) -> None:
     config, flags = settings("train", arguments)
     if flags.profile:
         print(audit(config, flags.profile), flush=True)
-    result = train(config, resume=flags.resume)
+    result = train(config, resume=flags.resume, checkpoint=flags.checkpoint)
     print(f"{len(result.history)} steps in {result.output}; adapter in {result.adapter}")
 
 
@@ -53,7 +54,7 @@ def evaluate_command(arguments: Sequence[str]) -> None:
 
     config, _, options = settings("evaluate", arguments, EvaluateFlags)
     check_free(options.report, "report")
-    check_least(options, images=1)
+    check_between(options, images=(1, 10**6))
     print(f"estimated memory at the peak: {evaluation_peak(config) / GIGABYTE:.1f} GB")
     report = evaluate_run(config, options.adapter, options.split, options.images)
     print(report_text(report))
@@ -109,6 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, ArithmeticError, OSError) as error:
         print(f"cppo_ref: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:  # or SIGTERM, while training
+        print(f"\ncppo_ref: {stop or 'stopped'}", file=sys.stderr)
+        return 128 + getattr(stop, "number", signal.SIGINT)
     except torch.OutOfMemoryError:  # outside of a step, where training has its own advice
         print("cppo_ref: the GPU's memory ran out: `python -m cppo_ref audit` shows what these settings need", file=sys.stderr)
         return 2
@@ -121,6 +125,7 @@ def quiet() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Detected pickle|Found missing adapter")  # refused in our words
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -8,7 +8,7 @@ from cppo_ref.cpl import Estimator
 from cppo_ref.grpo import Aggregation
 from cppo_ref.perception import Ranking
 from cppo_ref.perturbations import PRESERVING, REMOVING
-from cppo_ref.runs.checks import KINDS, choices, fits, nearest, options
+from cppo_ref.runs.checks import KINDS, RANGES, choices, fits, nearest, options, out_of_range
 from cppo_ref.runs.presets import PRESETS
 from cppo_ref.worlds.shapes import LEVELS
 
@@ -41,6 +41,7 @@ class CPPOConfig:
     image_folder: str = setting("", "folder that relative image paths start in; empty: beside the data file")
     instruction: str = setting("auto", "text that ends every question; auto: none for shapes, else think-then-box; or none")
     max_prompt_tokens: int = setting(0, "drop longer prompts, image included; 0: what the context leaves (authors: 512)")
+    on_bad_row: Literal["stop", "skip"] = setting("stop", "a malformed row ends the run before it starts, or is left out")
     max_pixels: int = setting(0, "images with more pixels are scaled down to it; 0: as they are (AReaL: 320², 448²)")
     level: Literal["easy", "hard"] = setting("easy", "shape world: 3×3; 4×4, two colours asked")
     seed: int = setting(0, "seeds adapters, data order, sampling and views (authors: unseeded views)")
@@ -105,21 +106,16 @@ class CPPOConfig:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
     def _checks(self) -> list[tuple[str, bool, str]]:
-        positive = ["steps", "prompts_per_step", "max_new_tokens", "temperature", "tau", "learning_rate", "max_grad_norm"]
-        positive += ["num_minibatches", "num_epochs", "micro_batch_size", "rollout_batch_size", "save_every", "save_minutes"]
-        positive += ["keep_checkpoints", "lora_rank", "lora_alpha", "preserving_strength", "removing_strength"]
-        natural = ["kl_weight", "cpl_weight", "warmup_steps", "weight_decay", "eval_rows", "seed"]
-        natural += ["max_pixels", "max_prompt_tokens", "probe_rows"]
         rows = self.prompts_per_step * self.group_size
-        checks = [(name, getattr(self, name) > 0, "a number above 0") for name in positive]
-        checks += [(name, getattr(self, name) >= 0, "0 or more") for name in natural]
+        expected = {name: out_of_range(name, getattr(self, name)) for name in RANGES}
+        checks = [(name, not text, text) for name, text in expected.items()]
         checks += [(f.name, getattr(self, f.name) in options(f), ", ".join(options(f))) for f in choices(type(self))]
         return [
             *checks,
-            ("group_size", self.group_size >= 2, "2 or more: an advantage compares completions of one prompt"),
+            ("group_size", rows <= 2**16, f"at most 65,536 rows a step with {self.prompts_per_step} prompts"),
+            ("output", bool(self.output.strip()), "the name of a folder"),
             ("top_fraction", 0 < self.top_fraction <= 1, "a share above 0 and at most 1"),
             ("clip_low", 0 < self.clip_low < 1, "a number between 0 and 1"),
-            ("clip_high", self.clip_high > 0, "a number above 0"),
             ("num_minibatches", rows % max(self.num_minibatches, 1) == 0, f"a divisor of the {rows} rows of a step"),
             ("preserving", set() < set(self.preserving) <= set(PRESERVING), f"one or more of {', '.join(PRESERVING)}"),
             ("removing", set() < set(self.removing) <= set(REMOVING), f"one or more of {', '.join(REMOVING)}"),

@@ -1,13 +1,14 @@
 """Rewards: is the boxed answer right, and does the completion keep the format?
 
 Paper: reward = 0.9 · correct + 0.1 · format.
-Here:  the last \\boxed{} decides; strings and plain numbers are compared directly, everything else by math-verify in a worker
-       process that is killed after a few seconds. The format is not quite the authors': docs/details.md, 6.
-Why:   a policy writes whatever it likes, and a comparison may hang.
+Here:  the last \\boxed{} decides; strings and plain numbers are compared directly, everything else by math-verify in a process
+       whose work is bounded. What it cannot decide counts as wrong and is counted. The format: docs/details.md, 6.
+Why:   a policy writes whatever it likes, and a comparison may hang. No wall clock decides: a busy machine pays the same.
 """
 
 import re
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 
 from cppo_ref.runs.verifier import VERIFIER
 
@@ -38,7 +39,17 @@ def accuracy_reward(text: str, answer: str) -> float:
 
 def answers_match(candidate: str, answer: str) -> bool:
     """Whether two answers are the same: as text, as plain numbers, or to math-verify."""
-    candidate, answer = _tidy(candidate), _tidy(answer)
+    return _verdict(_tidy(candidate), _tidy(answer)) is True
+
+
+def undecided(text: str, answer: str) -> bool:
+    """Whether math-verify could not judge the boxed answer of `text` within its bounds; it then earns nothing."""
+    boxed = extract_boxed(text)
+    return boxed is not None and _verdict(_tidy(boxed), _tidy(answer)) is None
+
+
+@lru_cache(maxsize=20_000)  # a policy repeats itself, bombs included
+def _verdict(candidate: str, answer: str) -> bool | None:
     if not candidate or max(len(candidate), len(answer)) > MAX_ANSWER_LENGTH:
         return False
     if candidate == answer:

@@ -119,8 +119,9 @@ def sample(
             decoder.append(columns[-1])
         logits = policy.logits(decoder.hidden, temperature=temperature or 1.0)
         entropies.append(token_entropy(logits))
-        if not entropies[-1].isfinite().all():
-            raise NonFiniteError("the logits of a sampled token are not finite")
+        if not (finite := entropies[-1].isfinite()).all():
+            row = int((~finite).nonzero()[0])
+            raise NonFiniteError(f"the logits of token {len(entropies)} of row {row} are not finite while sampling")
         logits[:, policy.forbidden_ids] = -torch.inf
         if temperature > 0:
             drawn = torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=draws).squeeze(1)

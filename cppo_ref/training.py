@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from cppo_ref.config import CPPOConfig, InputError
@@ -14,9 +16,10 @@ from cppo_ref.evaluation import avg_at_k, sample_answers
 from cppo_ref.examples.loading import load_rows, rows_for, step_rows
 from cppo_ref.examples.overlong import check_answers_fit, drop_overlong
 from cppo_ref.examples.rows import Rows, images_of, row_at
-from cppo_ref.runs.checkpoints import latest_checkpoint, restore_checkpoint, save_adapter, save_checkpoint
+from cppo_ref.runs.checkpoints import drop_later, latest_checkpoint, restore_checkpoint, save_adapter, save_checkpoint
 from cppo_ref.runs.folder import RunFolder
 from cppo_ref.runs.probe import probe_text, run_probe
+from cppo_ref.runs.stopping import ZERO_STEPS, CollapseError, Stop, Stopped, collapsed, stop_signals
 from cppo_ref.step import NonFiniteError, cppo_step
 from cppo_ref.vlm.devices import accelerator_for, check_one_process
 from cppo_ref.vlm.memory import advice
@@ -32,51 +35,76 @@ class TrainResult:
     adapter: Path
 
 
-def train(config: CPPOConfig, *, resume: bool = False, progress: bool = True) -> TrainResult:
-    """Train from `config` in the folder `config.output`; with `resume`, go on from its newest checkpoint.
+def train(config: CPPOConfig, *, resume: bool = False, checkpoint: str = "", progress: bool = True) -> TrainResult:
+    """Train from `config` in `config.output`; with `resume`, go on from its newest whole checkpoint, or the named one.
 
     Raises:
         InputError: the folder holds a run already (or, resuming, one with other settings), or model or data are not usable,
             or this is one of several processes.
             Also if the GPU's memory ran out; the message says what to lower, and the last good state was saved first.
         NonFiniteError: a loss or gradient was not finite; the last good state was saved first.
+        CollapseError: rewards stay at 0; the best checkpoint was kept.
+        Stopped: Ctrl-C or SIGTERM; the step was finished and a checkpoint saved.
     """
     check_one_process()
     run = RunFolder.check(config, resume)
-    rows, policy = rows_for(config), policy_for(config)
-    rows = drop_overlong(policy, rows, config, progress=progress)
-    accelerator = accelerator_for(policy, log_with=list(config.trackers) or None, project_dir=config.output)
-    optimizer = torch.optim.AdamW(policy.trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
-    policy.model, optimizer = accelerator.prepare(policy.model, optimizer)
-    checkpoint = latest_checkpoint(run.path) if resume else None
-    start = restore_checkpoint(checkpoint, policy, optimizer) if checkpoint else 0
-    check_first_step(policy, rows, config, start)
-    if config.probe_rows > 0 and start == 0:
-        print(probe_text(run_probe(policy, rows, config, config.probe_rows), config))
-    run.begin(start)
-    if config.trackers:
-        accelerator.init_trackers("cppo_ref", {k: str(v) for k, v in config.to_dict().items()})
-    saved = time.monotonic()
-    with tqdm(range(start, config.steps), initial=start, total=config.steps, desc="train", disable=not progress) as bar:
-        for step in bar:
-            optimizer.param_groups[0]["lr"] = config.learning_rate_at(step)
-            prompts = step_rows(rows, config.prompts_per_step, step, config.seed)
-            with good_state_saved(run, step, policy, optimizer):
-                metrics, batch = cppo_step(policy, optimizer, prompts, config, step, accelerator=accelerator)
-            run.log(metrics, batch)
-            accelerator.log(metrics.scalars(), step=step)
-            bar.set_postfix(metrics.summary())
-            due = (step + 1) % config.save_every == 0 or step + 1 == config.steps
-            if due or time.monotonic() - saved > 60 * config.save_minutes:
-                score = validate(policy, config) if due else None
-                save_checkpoint(run.path, step + 1, policy, optimizer, score, config.keep_checkpoints)
-                saved = time.monotonic()
-    accelerator.end_training()
-    return TrainResult(run.history, run.path, save_adapter(run.path / "adapter", policy))
+    with stop_signals() as stop, run.claim():
+        rows, policy = rows_for(config), policy_for(config)
+        rows = drop_overlong(policy, rows, config, progress=progress)
+        accelerator = accelerator_for(policy, log_with=list(config.trackers) or None, project_dir=config.output)
+        optimizer = torch.optim.AdamW(policy.trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        policy.model, optimizer = accelerator.prepare(policy.model, optimizer)
+        found = latest_checkpoint(run.path, checkpoint) if resume else None
+        start = restore_checkpoint(found, policy, optimizer) if found else 0
+        if start > config.steps:
+            raise InputError(f"run {config.output!r} has done {start} steps, more than {config.steps}: raise --steps")
+        check_first_step(policy, rows, config, start)
+        if config.probe_rows > 0 and start == 0:
+            print(probe_text(run_probe(policy, rows, config, config.probe_rows), config))
+        run.begin(start, found)
+        if found and checkpoint:
+            drop_later(found)
+        if config.trackers:
+            accelerator.init_trackers("cppo_ref", {k: str(v) for k, v in config.to_dict().items()})
+        with tqdm(range(start, config.steps), initial=start, total=config.steps, desc="train", disable=not progress) as bar:
+            run_steps(policy, optimizer, rows, run, bar, accelerator, stop)
+        accelerator.end_training()
+        return TrainResult(run.history, run.path, save_adapter(run.path / "adapter", policy))
+
+
+def run_steps(
+    policy: Policy, optimizer: Any, rows: Rows, run: RunFolder, bar: "tqdm[int]", accelerator: Accelerator, stop: Stop
+) -> None:
+    """Take the steps of `bar`: one after the other, logged, and saved when a checkpoint is due."""
+    config, saved, done = run.config, time.monotonic(), 0
+    stop.patient = True
+    for done, step in enumerate(bar, start=1):
+        optimizer.param_groups[0]["lr"] = config.learning_rate_at(step)
+        prompts = step_rows(rows, config.prompts_per_step, step, config.seed)
+        with good_state_saved(run, step, policy, optimizer):
+            metrics, batch = cppo_step(policy, optimizer, prompts, config, step, accelerator=accelerator)
+        run.log(metrics, batch)
+        accelerator.log(metrics.scalars(), step=step)
+        bar.set_postfix(metrics.summary())
+        if collapsed(run.history, done):
+            raise CollapseError(f"step {step}: no reward for {ZERO_STEPS} steps, the policy has collapsed; {run.way_back()}")
+        due = ((step + 1) % config.save_every == 0 and not stop.number) or step + 1 == config.steps
+        if due or stop.number or time.monotonic() - saved > 60 * config.save_minutes:
+            score = validate(policy, config) if due else None
+            path, saved = save_state(run, step + 1, policy, optimizer, score), time.monotonic()
+            if stop.number and not due:
+                raise Stopped(f"stopped after step {step}, all of it in {path}: go on with `{run.command}`", stop.number)
+
+
+def save_state(run: RunFolder, step: int, policy: Policy, optimizer: Any, score: float | None = None) -> Path:
+    """A checkpoint of `run` after `step` steps, with what was earned since the one before."""
+    earned = [done["reward"] for done in run.history[-run.config.save_every :]]
+    notes = {"reward": sum(earned) / len(earned) if earned else None, "logs": run.digests()}
+    return save_checkpoint(run.path, step, policy, optimizer, score, run.config.keep_checkpoints, **notes)
 
 
 @contextmanager
-def good_state_saved(run: RunFolder, step: int, policy: Policy, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def good_state_saved(run: RunFolder, step: int, policy: Policy, optimizer: Any) -> Iterator[None]:
     """If the step inside fails in one of the two ways that end a run, save the state after the last good update, and say so.
 
     With several updates a step, those before the failure are in that state, and a resumed run repeats the whole step.
@@ -84,11 +112,9 @@ def good_state_saved(run: RunFolder, step: int, policy: Policy, optimizer: torch
     try:
         yield
     except (NonFiniteError, torch.OutOfMemoryError) as error:
-        saved = save_checkpoint(run.path, step, policy, optimizer, None, run.config.keep_checkpoints)
+        saved = save_state(run, step, policy, optimizer)
         if isinstance(error, NonFiniteError):
-            raise NonFiniteError(
-                f"step {step}: {error}; the last good state is in {saved}: start again with a lower learning rate"
-            ) from error
+            raise NonFiniteError(f"step {step}: {error}; the last good state is in {saved}; {run.way_back()}") from error
         raise InputError(
             f"the GPU's memory ran out in step {step}: {advice(policy.vlm.config, run.config, width=policy.dtype.itemsize)}; "
             f"--resume goes on from {saved} if only --micro_batch_size or --activation_checkpointing changes"

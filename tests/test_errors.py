@@ -159,6 +159,18 @@ ERRORS = {
         ["'done'", "seed was 0 and is 7", "tau was 0.1 and is 0.5"],
     ),
     "output that is a file": (f"{TRAIN} --output file", ["'file'", "is a file"]),
+    "output that holds other things": (
+        f"{TRAIN} --output model",
+        ["'model'", "is no run and holds", "a new or an empty folder"],
+    ),
+    "output without a name": ("train --output=", ["output is ''", "the name of a folder"]),
+    "seed that no generator takes": (
+        f"train --seed {2**64}",
+        ["seed is 18446744073709551616", "at most 9,223,372,036,854,775,807"],
+    ),
+    "infinite number": ("train --kl_weight inf", ["kl_weight is inf", "0 or more and at most 1,000"]),
+    "tracker that is not installed": (f"{TRAIN} --trackers trackio", ["'trackio'", "is not installed", "pip install"]),
+    "resume with fewer steps": (f"{TRAIN} --output done --resume --lora_rank 2 --steps 0", ["steps is 0", "above 0"]),
     "no such device": (f"{TRAIN} --device tpu", ["--device", "'tpu'", "'cuda'"]),
     "adapter that is absent": ("evaluate --model model --adapter absent", ["adapter 'absent'"]),
     "adapter that is a model": ("evaluate --model model --adapter model", ["adapter 'model'"]),

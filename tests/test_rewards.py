@@ -1,6 +1,8 @@
 """Boxed answers, their grading, the format, and the worker process that grades what plain text cannot."""
 
+import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -9,15 +11,16 @@ from pathlib import Path
 import pytest
 
 from cppo_ref import rewards
-from cppo_ref.rewards import accuracy_reward, answers_match, extract_boxed, format_reward, reward
-from cppo_ref.runs.verifier import Verifier
+from cppo_ref.rewards import accuracy_reward, answers_match, extract_boxed, format_reward, reward, undecided
+from cppo_ref.runs.verifier import Verifier, oversized
 
 TOWER = "9^{9^{9^{9}}}"  # asks for more digits than there are atoms
 
 
 @pytest.fixture(scope="module", autouse=True)
 def verifier():
-    """A verifier of this module's own, stopped at the end."""
+    """A verifier of this module's own, which remembers nothing yet, stopped at the end."""
+    rewards._verdict.cache_clear()
     own = Verifier()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rewards, "VERIFIER", own)
@@ -120,8 +123,7 @@ def test_huge_garbage_is_wrong_and_quickly_so():
     assert time.perf_counter() - started < 10
 
 
-def test_nothing_that_a_policy_writes_raises(verifier, monkeypatch):
-    monkeypatch.setattr(verifier, "seconds", 1.0)
+def test_nothing_that_a_policy_writes_raises():
     rng = random.Random(0)
     pieces = ["\\frac", "\\sqrt", "\\text{", *"{}$^_\\1x=%,\n\x00\ud83d²"]
     for _ in range(60):
@@ -211,47 +213,83 @@ def test_reward_is_nine_tenths_correct_and_one_tenth_format(text, value):
 # --- the worker ---
 
 
-def test_an_endless_computation_is_cut_short_and_the_next_question_answered(verifier, monkeypatch):
-    assert answers_match("1/2", "0.5")
+ENDLESS = r"\log 0.5", "10^{10}"  # small, and math-verify does not come back from it
+
+
+def test_an_endless_computation_is_cut_short_by_its_cpu_time_and_the_worker_lives_on(verifier):
+    assert verifier.ask("1/2", "0.5") is True
     first = verifier.worker
-    for _ in range(3):  # the next question must never reach the worker that is dying
-        with monkeypatch.context() as patch:
-            patch.setattr(verifier, "seconds", 0.2)
-            assert not answers_match(TOWER, "2")
-        assert answers_match("1/2", "0.5")
-    assert first.poll() is not None  # gone, not left behind
-    assert verifier.worker is not first
+    assert verifier.ask(*ENDLESS) is None
+    assert verifier.ask("1/3", "0.5") is False
+    assert verifier.worker is first and first.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "too_much"),
+    [
+        (TOWER, True),
+        ("2^{123456}", True),
+        ("2^{12345}", False),
+        ("(x+1)^{100}", True),
+        ("(x+1)^{50}", False),
+        ("100!", False),
+        ("12345!", True),
+        ("3!!", True),
+        (r"\binom{12345}{2}", True),
+        ("1e400", False),
+        ("1e4000", True),
+        (r"\sum_{i=1}^{9} i", True),
+        ("(" * 10 + "1" + ")" * 10, False),
+        ("(" * 11 + "1" + ")" * 11, True),
+        (r"e^{-x^2}", False),
+        (r"\frac{\sqrt{3}}{2}", False),
+    ],
+)
+def test_what_asks_for_too_much_work_is_not_asked(text, too_much):
+    assert oversized(text) == too_much
+
+
+def test_what_cannot_be_decided_earns_nothing_and_is_known_as_undecided(verifier, monkeypatch):
+    asked = []
+    monkeypatch.setattr(verifier, "ask", lambda *pair: (asked.append(pair), None)[1])
+    text = r"<think></think>\boxed{\cos 7}"
+    for _ in range(3):
+        assert reward(text, r"\sin 7") == 0.1 and undecided(text, r"\sin 7")
+    assert asked == [(r"\cos 7", r"\sin 7")]  # the same pair is asked once
+    assert not undecided(r"\boxed{2}", "2") and not undecided(r"\boxed{3}", "2") and not undecided("no box", "2")
 
 
 def test_a_worker_that_died_between_questions_is_replaced(verifier):
-    assert answers_match("1/2", "0.5")
+    assert verifier.ask("1/2", "0.5") is True
     verifier.worker.kill()
     verifier.worker.wait()
-    assert answers_match("1/2", "0.5")
+    assert verifier.ask("1/2", "0.5") is True
 
 
-def test_a_death_not_yet_noticed_is_a_wrong_answer_not_a_crash(verifier, monkeypatch):
-    assert answers_match("1/2", "0.5")
+def test_a_right_answer_is_right_though_the_worker_is_killed_over_it_or_suspended(verifier, monkeypatch):
+    assert verifier.ask("1/2", "0.5") is True
     verifier.worker.kill()
     verifier.worker.wait()
-    monkeypatch.setattr(verifier.worker, "poll", lambda: None)
-    assert not answers_match("1/2", "0.5")
-    assert answers_match("1/2", "0.5")
+    monkeypatch.setattr(verifier.worker, "poll", lambda: None)  # a death not yet noticed
+    assert verifier.ask("1/2", "0.5") is True
+    os.kill(verifier.worker.pid, signal.SIGSTOP)
+    threading.Timer(1.0, os.kill, (verifier.worker.pid, signal.SIGCONT)).start()
+    assert verifier.ask("2/4", "0.5") is True
 
 
 def test_an_interrupted_question_leaves_no_answer_behind(verifier, monkeypatch):
     assert answers_match("1/2", "0.5")
 
     def interrupted(worker, candidate, answer):
-        worker.stdin.write('["1/2", "0.5"]\n')
+        worker.stdin.write('["1/2", "0.5", 1.0]\n')
         worker.stdin.flush()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(verifier, "_exchange", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            answers_match("1/2", "0.5")
-    assert not answers_match("1/3", "0.5")  # the "true" of the interrupted question must not be read here
+            verifier.ask("1/2", "0.5")
+    assert not verifier.ask("1/3", "0.5")  # the "true" of the interrupted question must not be read here
 
 
 def test_threads_share_the_worker():

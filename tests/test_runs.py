@@ -136,7 +136,7 @@ def test_a_failure_right_after_a_checkpoint_leaves_it_as_it_is(tmp_path, monkeyp
 def test_checkpoints_without_their_config_are_not_gone_on_from(tmp_path):
     run(tmp_path / "a", 2)
     (tmp_path / "a" / "config.json").unlink()
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match=r"holds checkpoints and no config\.json: copy it back from one of them"):
         run(tmp_path / "a", 2)
 
 

@@ -1,5 +1,7 @@
 """Where rows come from: the shape world's committed splits, a local file, an image folder, or the Hub; and in which order."""
 
+import csv
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ def load_rows(
     if source == "shapes":
         table = shape_split(split, level)
     elif file.suffix in READERS:
-        if not file.is_file():
+        if not file.is_file() or "::" in str(file):  # to fsspec a chain of file systems
             raise InputError(f"data is {source!r}, but there is no such file: give a path to a {file.suffix} file")
         table = _read(READERS[file.suffix], str(file))
     else:
@@ -76,8 +78,13 @@ def _metadata_file(folder: Path, split: str) -> Path | None:
 
 
 def _read(builder: str, path: str) -> datasets.Dataset:
+    if builder == "csv":  # pandas would rename the second
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            header = next(csv.reader(file), [])
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise InputError(f"data {path!r} has two columns {twice[0]!r}: rename one")
     try:
-        rows = datasets.load_dataset(builder, data_files=path, split="train")
+        rows = datasets.load_dataset(builder, data_files=glob.escape(path), split="train")  # a name, not a pattern
     except Exception as error:  # datasets raises many kinds for an unreadable file
         if isinstance(error, StopIteration) or "no data" in str(error):
             raise InputError(f"data {path!r} has no rows: give a dataset with at least one") from error

@@ -22,23 +22,34 @@ def drop_overlong(policy: Policy, rows: Rows, config: CPPOConfig, *, progress: b
     Prints how many were dropped, if any. One prompt is encoded at a time; the shape world's are short and go unread.
 
     Raises:
-        InputError: a malformed row, or none is left.
+        InputError: a malformed row, unless `on_bad_row` skips it, or none is left.
     """
     if config.data == "shapes":
         return rows
     context = policy.model.config.get_text_config().max_position_embeddings
     limit = min(config.max_prompt_tokens or context, context - config.max_new_tokens)
     indices = range(len(rows))
+    lengths, refused = {}, []
     with tqdm(indices, desc="prompts", leave=False, disable=None if progress else True) as bar:  # None: only on a terminal
-        lengths = [prompt_tokens(policy, row_at(rows, index)) for index in bar]
-    fitting = [index for index in indices if lengths[index] <= limit]
+        for index in bar:
+            try:
+                lengths[index] = prompt_tokens(policy, row_at(rows, index))
+            except InputError as error:
+                if config.on_bad_row == "stop":
+                    raise
+                refused.append(error)
+    if refused:
+        print(f"refused {len(refused)} of {len(rows)} rows, the first: {refused[0]}")
+    if not lengths:
+        raise InputError(f"all {len(rows)} rows were refused, the first: {refused[0]}")
+    fitting = [index for index, length in lengths.items() if length <= limit]
     if not fitting:
         raise InputError(
-            f"all {len(rows)} prompts are longer than {limit} tokens, the shortest has {min(lengths)}: "
+            f"all {len(lengths)} prompts are longer than {limit} tokens, the shortest has {min(lengths.values())}: "
             "raise --max_prompt_tokens, or lower --max_new_tokens or --max_pixels"
         )
-    if len(fitting) < len(rows):
-        print(f"dropped {len(rows) - len(fitting)} of {len(rows)} rows: prompt longer than {limit} tokens")
+    if len(fitting) < len(lengths):
+        print(f"dropped {len(lengths) - len(fitting)} of {len(rows)} rows: prompt longer than {limit} tokens")
     return rows.keep(fitting)
 
 

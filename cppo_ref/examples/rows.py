@@ -7,6 +7,9 @@ malformed is named by its index and its column.
 
 import difflib
 import io
+import json
+import math
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cppo_ref.config import InputError
 from cppo_ref.rewards import extract_boxed
@@ -29,6 +32,7 @@ COLUMNS = {  # usual names, the first one found wins
 # The authors end every question with such a request (AReaL/cppo/dataset.py). The words are ours; what they ask for is what
 # `rewards.format_reward` pays for.
 INSTRUCTION = "Work it out between <think> and </think>, then give the final answer, and nothing else, in \\boxed{}."
+MOST_PIXELS = 1 << 25  # decoded in about a second and 134 MB
 MARKER = re.compile(r"\s*<image>\s*")
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
@@ -99,6 +103,9 @@ def row_at(rows: Rows, index: int) -> dict[str, Any]:
     number, columns = rows.number(index), rows.columns
     arrow: Any = rows.table.with_format("arrow")[number]  # images undecoded, so that a bad one is named by its row
     stored = arrow.to_pylist()[0]
+    for name, kind in rows.table.features.items():  # a column of several types in a JSON file comes as it was written
+        if type(kind).__name__ == "Json" and stored[name] is not None:
+            stored[name] = json.loads(stored[name])
     with _named(number, columns["image"]):
         images = [open_image(_placed(source, rows.folder)) for source in image_sources(stored[columns["image"]])]
     with _named(number, columns["question"]):
@@ -157,8 +164,8 @@ def plain_answer(value: Any) -> str:
     Raises:
         InputError: empty, or neither text nor a number.
     """
-    if value is not None and not isinstance(value, str | int | float):
-        raise InputError(f"answer is {value!r:.80}, expected text or a number")
+    if isinstance(value, bool) or not (value is None or isinstance(value, str) or _finite(value)):
+        raise InputError(f"answer is {value!r:.80}, expected text or a finite number")
     answer = "" if value is None else str(value)
     tagged = TAGGED.findall(answer)
     answer = (tagged[-1] if tagged else answer).strip()
@@ -170,17 +177,25 @@ def plain_answer(value: Any) -> str:
     return answer
 
 
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _without_blanks(text: str) -> str:
     return "".join(text.split())
 
 
 def _placed(source: Any, folder: Path) -> Any:
-    """`source` with a relative path made to start at `folder`; an absolute one stays."""
-    if isinstance(source, str) and source:
-        return str(folder / source)
-    if isinstance(source, dict) and source.get("path") and not source.get("bytes"):
-        return str(folder / source["path"])
-    return source
+    """`source` with a relative path made to start at `folder`; InputError for one that leaves it, or is no regular file."""
+    path = source.get("path") if isinstance(source, dict) and not source.get("bytes") else source
+    if not path or not isinstance(path, str):
+        return source
+    place = os.path.abspath(folder / path)
+    if not Path(place).is_relative_to(os.path.abspath(folder)):
+        raise InputError(f"image path {path!r} leads out of {str(folder)!r}: set --image_folder to one that holds all images")
+    if Path(place).exists() and not Path(place).is_file():
+        raise InputError(f"image path {path!r} is no regular file: give a PNG or JPEG")
+    return place
 
 
 def open_image(source: Any) -> Image.Image:
@@ -199,16 +214,30 @@ def open_image(source: Any) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow refuses only twice its limit by itself
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            _check_kind(image)
             image.load()
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # as phones store what they hold sideways
+            return ImageOps.exif_transpose(image) if turned else image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"image refused as a decompression bomb ({error}): scale it down") from error
     except FileNotFoundError as error:
         raise InputError(f"image file {source!r} does not exist: correct the path, or set --image_folder") from error
     except UnidentifiedImageError as error:
         raise InputError(f"image {source!r:.80} is in no format that Pillow knows: give a PNG or JPEG") from error
+    except InputError:
+        raise
     except Exception as error:  # Pillow raises many kinds for a broken file
         raise InputError(f"image could not be read ({first_line(error)}): give a PNG or JPEG") from error
-    return image
+
+
+def _check_kind(image: Image.Image) -> None:
+    """Before decoding: InputError for more than MOST_PIXELS, several frames, or floats, whose range nobody knows."""
+    if image.width * image.height > MOST_PIXELS:
+        raise InputError(f"image has {image.width}×{image.height} pixels, at most {MOST_PIXELS:,} are read: scale it down")
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's photo, which holds its preview as well
+        raise InputError("image has several frames, expected one: save the one that is meant")
+    if image.mode == "F":
+        raise InputError("image holds floating-point values, expected 8 bits per channel: scale it to 0…255")
 
 
 def first_line(error: BaseException) -> str:

@@ -1,17 +1,29 @@
-"""The run folder: config.json, metrics.jsonl, completions.jsonl, checkpoints/, adapter/."""
+"""The run folder: config.json, metrics.jsonl, completions.jsonl, changes.jsonl, checkpoints/, adapter/; and who owns it."""
 
+import fcntl
 import json
+import os
+import shlex
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.rollouts import Batch
+from cppo_ref.runs.checkpoints import best_checkpoint, read_state
+from cppo_ref.runs.manifest import digest, flush
 from cppo_ref.runs.metrics import StepMetrics
 
-# a resumed run may change these and stay the same run; the last two trade memory for time and no more
+# a resumed run may change these and stay the same run; the next two trade memory for time and no more
 MAY_DIFFER = {"steps", "output", "keep_checkpoints", "save_minutes", "probe_rows", "trackers"}
 MAY_DIFFER |= {"micro_batch_size", "activation_checkpointing"}
+LOGGED = {"learning_rate"}  # may change as well, which makes it another run from there: changes.jsonl says so
+LOGS = ("metrics.jsonl", "completions.jsonl")
+LOCK = ".owner"
 
 
 @dataclass
@@ -21,40 +33,119 @@ class RunFolder:
     path: Path
     config: CPPOConfig
     history: list[dict[str, float]] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)  # setting -> [before, now]
 
     @classmethod
     def check(cls, config: CPPOConfig, resume: bool) -> "RunFolder":
         """Look, without writing, whether a run can begin (or go on) in `config.output`.
 
         Raises:
-            InputError: it holds a run and `resume` is off; or `resume` is on and there is none, or its settings differ.
+            InputError: it holds a run and `resume` is off; or `resume` is on and there is none, or its settings differ; or it
+                holds anything else.
         """
         path = Path(config.output)
+        for tracker in config.trackers:
+            if find_spec(tracker) is None:
+                raise InputError(
+                    f"tracker {tracker!r} is not installed: `pip install {tracker}`, or leave it out of --trackers"
+                )
         if path.exists() and not path.is_dir():
             raise InputError(f"output {config.output!r} is a file, expected a folder or a new name: choose another --output")
         there = (path / "config.json").is_file()
-        if (there or (path / "checkpoints").exists()) and not resume:
+        if there and not resume:
             raise InputError(f"output {config.output!r} holds a run already: add --resume to go on, or choose another --output")
+        if (path / "checkpoints").exists() and not there:
+            raise InputError(f"output {config.output!r} holds checkpoints and no config.json: copy it back from one of them")
         if resume and not there:
             raise InputError(f"output {config.output!r} holds no run to resume: leave out --resume")
-        if there:
-            _check_same(config, json.loads((path / "config.json").read_text()))
-        return cls(path, config)
+        ours = {LOCK, ".config.json.part"}
+        others = [] if there or not path.exists() else sorted({p.name for p in path.iterdir()} - ours)
+        if others:
+            raise InputError(f"output {config.output!r} is no run and holds {others[0]!r}: choose a new or an empty folder")
+        return cls(path, config, changes=_changes(config, path / "config.json") if there else {})
 
-    def begin(self, start: int) -> None:
-        """Write the config; keep the logs of the first `start` steps and drop what came after the checkpoint."""
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Inside, no other run may use the folder; one that was killed lets go of it. An empty folder does not stay.
+
+        Raises:
+            InputError: another run, alive, is in it.
+        """
+        made = [place for place in (self.path, *self.path.parents) if not place.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "completions.jsonl"):
-            kept = [line for line in _read_lines(self.path / name) if line["step"] < start]
-            _write_aside(self.path / name, "".join(json.dumps(line) + "\n" for line in kept))
-        self.history = _read_lines(self.path / "metrics.jsonl")
+        handle = _lock(self.path / LOCK)
+        try:
+            yield
+        finally:
+            (self.path / LOCK).unlink(missing_ok=True)
+            os.close(handle)
+            with suppress(OSError):  # it is not empty, as a run's folder
+                for place in made:
+                    place.rmdir()
+
+    def begin(self, start: int, checkpoint: Path | None = None) -> None:
+        """Write the config; keep the logs of the first `start` steps and drop what came after the `checkpoint`.
+
+        Prints how many lines were damaged, and which log is not the one that the checkpoint knew.
+        """
         _write_aside(self.path / "config.json", json.dumps(self.config.to_dict(), indent=2) + "\n")
+        known = read_state(checkpoint)["logs"] if checkpoint else {}
+        for name in LOGS:
+            lines, damaged = _read_lines(self.path / name)
+            text = "".join(json.dumps(line) + "\n" for line in lines if line["step"] < start)
+            if damaged:
+                print(f"{self.path / name}: {damaged} damaged line(s) dropped")
+            elif known.get(name, digest(text.encode())) != digest(text.encode()):
+                print(f"{self.path / name} is not as the run wrote it: lines or numbers in it were changed")
+            _write_aside(self.path / name, text)
+        self.history = _read_lines(self.path / LOGS[0])[0]  # type: ignore[assignment]
+        if self.changes:
+            print(f"from step {start} on with other settings: {_in_words(self.changes)}")
+            _append(self.path / "changes.jsonl", [{"step": start, **self.changes}])
 
     def log(self, metrics: StepMetrics, batch: Batch) -> None:
         """Append the step's scalars to metrics.jsonl and its completions to completions.jsonl."""
         self.history.append(metrics.scalars())
-        _append(self.path / "metrics.jsonl", [metrics.scalars()])
-        _append(self.path / "completions.jsonl", completion_records(metrics.step, batch))
+        _append(self.path / LOGS[0], [metrics.scalars()])
+        _append(self.path / LOGS[1], completion_records(metrics.step, batch))
+
+    @property
+    def command(self) -> str:
+        """What to type to go on."""
+        return f"python -m cppo_ref train --config {shlex.quote(str(self.path / 'config.json'))} --resume"
+
+    def way_back(self) -> str:
+        """How to go on from the checkpoint with the best rewards, more slowly."""
+        if not (best := best_checkpoint(self.path, "reward")):
+            return "start again with a lower learning rate"
+        rate, reward = self.config.learning_rate / 2, read_state(best)["reward"]
+        way = f"{self.command} --checkpoint {best.name} --learning_rate {rate:g}"
+        return f"rewards were best ({reward:.2f}) before {best}: go on from there with `{way}`"
+
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each log, which is on the disk then."""
+        for name in LOGS:
+            flush(self.path / name)
+        return {name: digest((self.path / name).read_bytes()) for name in LOGS}
+
+
+def _lock(path: Path) -> int:
+    """An open file that nobody else holds locked; the system frees it when its process ends, however it ends."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = path.read_text() or "another process"
+            os.close(handle)
+            raise InputError(f"{str(path.parent)!r} is in use ({owner}): wait for it or choose another --output") from None
+        except OSError as error:  # some network drives have no locks
+            print(f"{path.parent} cannot be locked ({error}): start no second run in it")
+        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):  # else the owner before us took it away
+            os.truncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            return handle
+        os.close(handle)
 
 
 def completion_records(step: int, batch: Batch) -> list[dict[str, Any]]:
@@ -75,19 +166,37 @@ def completion_records(step: int, batch: Batch) -> list[dict[str, Any]]:
     ]
 
 
-def _check_same(config: CPPOConfig, saved: dict[str, Any]) -> None:
+def _changes(config: CPPOConfig, path: Path) -> dict[str, Any]:
+    """What differs from the settings in `path` and is logged; InputError for what may not differ, or a damaged file."""
+    try:
+        saved = CPPOConfig().to_dict() | json.loads(path.read_text())  # a setting that is younger than the run had its default
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{str(path)!r} is damaged ({error}): copy it back from one of the run's checkpoints") from error
     now = json.loads(json.dumps(config.to_dict()))
-    saved = CPPOConfig().to_dict() | saved  # a setting that is younger than the run had its default
-    keys = sorted(k for k in now.keys() | saved.keys() if k not in MAY_DIFFER and now.get(k) != saved.get(k))
-    if keys:
-        changes = ", ".join(f"{key} was {saved.get(key)!r} and is {now.get(key)!r}" for key in keys)
+    different = {key: [saved.get(key), now.get(key)] for key in sorted(now | saved) if saved.get(key) != now.get(key)}
+    refused = {key: both for key, both in different.items() if key not in MAY_DIFFER | LOGGED}
+    if refused:
+        changes = _in_words(refused)
         raise InputError(f"run {config.output!r} was started with other settings ({changes}): use those, or another --output")
+    return {key: both for key, both in different.items() if key in LOGGED}
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole JSON lines of a file; a last line that was cut by a kill is dropped."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def _in_words(changes: dict[str, Any]) -> str:
+    return ", ".join(f"{key} was {before!r} and is {now!r}" for key, (before, now) in changes.items())
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a log, and how many lines are none; a last line that was cut by a kill is dropped and not counted."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    records, damaged = [], 0
+    for line in lines:
+        try:
+            record = json.loads(line)
+            assert isinstance(record["step"], int)
+            records.append(record)
+        except (ValueError, TypeError, KeyError, AssertionError):
+            damaged += line.endswith(b"\n")
+    return records, damaged
 
 
 def _append(path: Path, records: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from cppo_ref.config import CPPOConfig
 from cppo_ref.grpo import zero_variance
+from cppo_ref.rewards import undecided
 from cppo_ref.rollouts import Batch
 from cppo_ref.vlm.peaks import read_peak, reset_peak
 
@@ -23,6 +24,7 @@ class StepMetrics:
     reward: float  # mean over the B completions
     accuracy: float  # share of completions with the right boxed answer: the step's own avg@G
     format: float  # share of completions in the format
+    undecided: int  # completions whose answer math-verify could not judge within its bounds: they count as wrong
     policy_loss: float  # clipped surrogate, mean over the step's updates
     kl: float  # k3 to the reference, weighted like the policy loss
     cpl: float  # contrastive perception loss; 0 when nothing was selected
@@ -95,6 +97,7 @@ def step_metrics(
         step=step,
         reward=batch.rewards.mean().item(),
         accuracy=correct.float().mean().item(),
+        undecided=sum(map(undecided, batch.rollouts.texts, batch.rollouts.answers)),
         format=((batch.rewards - 0.9 * correct) / 0.1).mean().item(),
         updates=len(updates),
         zero_variance_groups=zero_variance(batch.rewards, config.group_size).float().mean().item(),

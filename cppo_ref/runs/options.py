@@ -20,7 +20,8 @@ class TrainFlags:
     preset: str = setting("cppo-ref", f"loss choices to start from, of the paper, its code, or ours: {', '.join(PRESETS)}")
     profile: str = setting("", f"real VLM on one GPU: {', '.join(PROFILES)}; empty: the course's tiny VLM")
     config: str = setting("", "JSON file of settings, such as a run folder's config.json")
-    resume: bool = setting(False, "go on from the newest checkpoint of --output")
+    resume: bool = setting(False, "go on from the newest whole checkpoint of --output")
+    checkpoint: str = setting("", "with --resume: the checkpoint to go on from, such as step-000020; later ones are dropped")
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,14 @@ def _read_config(path: str) -> dict[str, Any]:
 
 def check_free(path: str, option: str = "output") -> None:
     """InputError if the `path` given as `option` exists."""
+    if option == "output" and not path.strip():
+        raise InputError("output is '', expected the name of a folder")
     if path and Path(path).exists():
         raise InputError(f"{option} {path!r} exists already: choose another --{option}, nothing was overwritten")
 
 
-def check_least(options: Any, **least: int) -> None:
-    """InputError if an option is below its `least` value."""
-    for name, low in least.items():
-        if getattr(options, name) < low:
-            raise InputError(f"{name} is {getattr(options, name)}, expected {low} or more")
+def check_between(options: Any, **ranges: tuple[int, int]) -> None:
+    """InputError if an option is not in its range, ends included."""
+    for name, (low, high) in ranges.items():
+        if not low <= getattr(options, name) <= high:
+            raise InputError(f"{name} is {getattr(options, name)}, expected {low} or more and at most {high:,}")

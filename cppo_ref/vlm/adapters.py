@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from cppo_ref.config import InputError
+from cppo_ref.runs.manifest import check_whole
 from cppo_ref.vlm.families import Family, Scope
 
 
@@ -40,16 +42,36 @@ DEFAULT_LORA = LoraOptions()
 def with_adapters(model: Any, family: Family, lora: LoraOptions | None, adapter: str | None) -> Any:
     """`model` with the adapters of folder `adapter`, else with fresh ones, else as it is; InputError if they do not fit."""
     if adapter is not None:
+        check_whole(Path(adapter))
         try:
-            return PeftModel.from_pretrained(model, adapter, is_trainable=True)
-        except (OSError, ValueError, RuntimeError) as error:
+            adapted = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        except Exception as error:  # peft raises many kinds
             raise InputError(f"adapter {adapter!r} not found or not made for this model: give its folder") from error
+        load_adapter(adapted, adapter, "cpu")  # peft itself lets half an adapter pass
+        return adapted
     if lora is None:
         return model
     options = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=family.adapter_pattern(lora.scope))
     with torch.random.fork_rng():
         torch.manual_seed(lora.seed)
         return get_peft_model(model, options)
+
+
+def load_adapter(model: Any, folder: str, device: Any) -> None:
+    """Load the adapters of `folder` in place; InputError unless they are the model's tensor for tensor, and finite."""
+    try:
+        weights = load_peft_weights(folder, device=str(device))
+    except Exception as error:  # safetensors, torch and the Hub's client raise kinds of their own
+        raise InputError(f"adapter {folder!r} could not be read: give a whole one, or train it again") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+    held = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | held.keys()):
+        got, wanted = held.get(name, "absent"), expected.get(name, "absent")
+        if got != wanted:
+            raise InputError(f"adapter {folder!r} is not made for this model: {name} is {got}, expected {wanted}")
+        if not weights[name].isfinite().all():
+            raise InputError(f"adapter {folder!r}: {name} is not finite; take an earlier checkpoint")
+    set_peft_model_state_dict(model, weights)
 
 
 def unpack_4bit(model: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -23,7 +23,7 @@ from cppo_ref.vlm.families import FAMILIES, Family, shares_prompts
 from cppo_ref.vlm.packing import Ids, Mask, pack
 from cppo_ref.vlm.processors import load_processor
 from cppo_ref.vlm.prompts import Pictures, Prompts, encode_prompts
-from cppo_ref.vlm.quantization import check_4bit, model_path, nf4_config, read_config
+from cppo_ref.vlm.quantization import check_4bit, model_path, nf4_config, read_config, reading
 
 _OF_TOKENS = ("input_ids", "attention_mask", "mm_token_type_ids")  # inputs that packing replaces
 
@@ -195,13 +195,15 @@ def load_policy(
     place = choose_device(device)
     compute = choose_dtype(dtype, place)
     path, config = model_path(name_or_path), read_config(name_or_path)
-    try:
-        processor = load_processor(path, config)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model {name_or_path!r} has no tokenizer or image processor: give a whole model") from error
     family = FAMILIES[config.model_type]
-    nf4 = nf4_config(family, compute) if quantize == "nf4" else None
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=compute, device_map={"": place}, quantization_config=nf4)
+    options: Any = {"dtype": compute, "device_map": {"": place}, "trust_remote_code": False, "use_safetensors": True}
+    options["quantization_config"] = nf4_config(family, compute) if quantize == "nf4" else None
+    with reading(name_or_path):
+        processor = load_processor(path, config)
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], add_generation_prompt=True)
+        model, found = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True, **options)  # type: ignore[misc]
+        if found["missing_keys"]:  # transformers would draw them at random
+            raise InputError(f"model {name_or_path!r} lacks {min(found['missing_keys'])}: give a whole model")
     _plain_generation(model, processor)
     check_4bit(model, family)
     if unpack:

@@ -14,13 +14,13 @@ from cppo_ref.vlm.families import image_size
 
 
 def load_processor(path: str, config: Any) -> Any:
-    """The processor of the model at `path`, whose transformers config is `config`; OSError or ValueError if there is none."""
+    """The processor of the model at `path`, whose transformers config is `config`; raises what transformers does."""
     if config.model_type not in _IMAGES_ONLY:
-        return hf.AutoProcessor.from_pretrained(path)
+        return hf.AutoProcessor.from_pretrained(path, trust_remote_code=False)
     processor, image_processor = _IMAGES_ONLY[config.model_type]
     name = {"Idefics3Processor": "image_seq_len", "InternVLProcessor": "image_seq_length"}.get(processor.__name__)
     options = {name: image_size(config)[1]} if name else {}
-    tokenizer = hf.AutoTokenizer.from_pretrained(path)
+    tokenizer = hf.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     template = processor.get_processor_dict(path)[0].get("chat_template") or tokenizer.chat_template
     return processor(image_processor.from_pretrained(path), tokenizer, chat_template=template, **options)
 

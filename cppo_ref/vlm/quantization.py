@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -13,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from cppo_ref.config import CPPOConfig, InputError
+from cppo_ref.examples.rows import first_line
 from cppo_ref.vlm.families import FAMILIES, Family
 from cppo_ref.worlds.splits import data_folder
 
@@ -59,10 +62,8 @@ def read_config(name_or_path: str) -> Any:
     Raises:
         InputError: no such model, its family is not in the table, or its logits are not those of the head.
     """
-    try:
-        config = AutoConfig.from_pretrained(model_path(name_or_path))
-    except (OSError, ValueError) as error:
-        raise InputError(f'model {name_or_path!r} not found: give "tiny", a model folder or a Hub name') from error
+    with reading(name_or_path):
+        config = AutoConfig.from_pretrained(model_path(name_or_path), trust_remote_code=False)
     if config.model_type not in FAMILIES:
         raise InputError(f"model type {config.model_type!r} is not supported, expected one of {', '.join(FAMILIES)}")
     check_head(config)
@@ -75,6 +76,21 @@ def check_head(config: Any) -> None:
         if (value := getattr(part, name, None)) not in (None, 1):
             model = config.name_or_path or config.model_type
             raise InputError(f"{name} of {model!r} is {value}, expected none: logits are the head's, take another model")
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Whatever fails inside is about the files of model `name`, which are a stranger's: an InputError of one sentence."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers, tokenizers, safetensors and jinja raise kinds of their own
+        if "trust_remote_code" in str(error):
+            raise InputError(f"model {name!r} brings code of its own, which is never run: take another model") from error
+        if isinstance(error, OSError) and not Path(model_path(name)).is_dir():
+            raise InputError(f'model {name!r} not found: give "tiny", a model folder or a Hub name') from error
+        raise InputError(f"model {name!r} could not be loaded ({first_line(error):.200}): give a whole model") from error
 
 
 def model_path(name_or_path: str) -> str:
@@ -99,7 +115,7 @@ def skeleton(config: Any, run: CPPOConfig) -> Skeleton:
     """Build the model of `config` as `load_policy` would for `run`, but without weights: seconds and no memory."""
     family = FAMILIES[config.model_type]
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     total = sum(parameter.numel() for parameter in model.parameters())
     if run.quantize == "nf4":
         nf4 = nf4_config(family, torch.bfloat16)

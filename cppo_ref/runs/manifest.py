@@ -1,0 +1,81 @@
+"""Manifests: a folder that knows whether it is whole, by the size and SHA-256 of each of its files."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from cppo_ref.config import InputError
+
+NAME = "manifest.json"
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of `data`, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """The files of a folder by their names inside it, its manifest left out."""
+    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path for name, path in found.items() if name != NAME}
+
+
+def seal(folder: Path) -> None:
+    """Flush what is in `folder` to the disk, then write its manifest, last."""
+    files = {name: [path.stat().st_size, _file_digest(path)] for name, path in files_of(folder).items()}
+    for path in folder.rglob("*"):
+        flush(path)
+    (folder / NAME).write_text(json.dumps(files, indent=1) + "\n")
+    flush(folder / NAME)
+    flush(folder)
+
+
+def listed(folder: Path) -> dict[str, list]:
+    """What the manifest of `folder` lists: name -> [bytes, SHA-256]; empty if it is absent or damaged."""
+    try:
+        files = json.loads((folder / NAME).read_text())
+    except (OSError, ValueError):
+        return {}
+    return files if isinstance(files, dict) else {}
+
+
+def owned(folder: Path) -> bool:
+    """Whether everything in `folder` was written by a run: only that may be deleted."""
+    return bool(files := listed(folder)) and files_of(folder).keys() <= files.keys()
+
+
+def damage(folder: Path) -> str:
+    """The first file that is not what the manifest of `folder` says, with what is wrong; empty: the folder is whole."""
+    files, present = listed(folder), files_of(folder)
+    if not files:
+        return f"{NAME} is absent or damaged"
+    for name, expected in files.items():
+        if name.endswith(".md"):  # a model card may be edited
+            continue
+        if name not in present:
+            return f"{name} is absent"
+        if [present[name].stat().st_size, _file_digest(present[name])] != expected:
+            return f"{name} is not what was written"
+    return ""
+
+
+def check_whole(folder: Path) -> None:
+    """InputError if `folder`, or the checkpoint that it lies in, has a manifest that it does not fit."""
+    sealed = next((place for place in (folder, folder.parent) if (place / NAME).is_file()), None)
+    if sealed and (wrong := damage(sealed)):
+        raise InputError(f"{str(sealed)!r} is damaged ({wrong}): take another checkpoint of its run, or a copy")
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

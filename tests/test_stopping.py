@@ -1,0 +1,57 @@
+"""What ends a run early, and how a folder knows that it is whole."""
+
+import pytest
+
+from cppo_ref.config import InputError
+from cppo_ref.runs.manifest import check_whole, damage, owned, seal
+from cppo_ref.runs.stopping import ZERO_STEPS, Stop, Stopped, collapsed
+
+
+def rewards(*values):
+    return [{"reward": value} for value in values]
+
+
+@pytest.mark.parametrize(
+    ("history", "steps", "over"),
+    [
+        ([0.4] * 20 + [0.0] * 20, 40, True),
+        ([0.4] * 20 + [0.0] * 19, 39, False),  # not long enough
+        ([0.4] * 20 + [0.0] * 20, 19, False),  # most of them in the run before: it was resumed
+        ([0.0] * 60, 60, False),  # it never earned anything
+        ([0.01] * 20 + [0.0] * 20, 40, False),  # rewards were rare before
+        ([0.4] * 20 + [0.0] * 19 + [0.1], 40, False),
+    ],
+)
+def test_a_policy_has_collapsed_if_it_earned_rewards_and_does_not_any_more(history, steps, over):
+    assert ZERO_STEPS == 20
+    assert collapsed(rewards(*history), steps) is over
+
+
+def test_the_first_request_waits_for_the_step_and_the_second_does_not(capsys):
+    stop = Stop()
+    with pytest.raises(Stopped):
+        stop.ask(15, None)  # nothing has begun
+    stop.patient = True
+    stop.ask(2, None)
+    assert stop.number == 2 and "stopping after this step, with a checkpoint" in capsys.readouterr().out
+    with pytest.raises(Stopped, match="stopped at once: what was saved before is whole"):
+        stop.ask(2, None)
+
+
+def test_a_folder_knows_whether_it_is_whole_and_what_is_not_its_own(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "a").write_bytes(b"abc")
+    (tmp_path / "card.md").write_text("old")
+    seal(tmp_path)
+    assert damage(tmp_path) == "" and owned(tmp_path)
+    (tmp_path / "card.md").write_text("may be edited")
+    (tmp_path / "mine").write_text("not of the run")
+    assert damage(tmp_path) == "" and not owned(tmp_path)
+    (tmp_path / "inner" / "a").write_bytes(b"abb")
+    assert damage(tmp_path) == "inner/a is not what was written"
+    with pytest.raises(InputError, match=r"is damaged \(inner/a is not what was written\): take another checkpoint"):
+        check_whole(tmp_path / "inner")
+    (tmp_path / "inner" / "a").unlink()
+    assert damage(tmp_path) == "inner/a is absent"
+    (tmp_path / "manifest.json").write_text("{")
+    assert damage(tmp_path) == "manifest.json is absent or damaged" and not owned(tmp_path)
