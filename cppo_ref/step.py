@@ -58,7 +58,7 @@ def contrastive_tokens(
 class Parts:
     """The seam of the step: what an experiment may put in the place of CPPO's own parts. The defaults are CPPO."""
 
-    sample: Callable[..., Rollouts] = generate_rollouts
+    sample: Callable[..., Rollouts] | None = None  # None: generate_rollouts
     reward: Callable[[Rollouts], list[float]] = lambda r: [reward(t, a) for t, a in zip(r.texts, r.answers, strict=True)]
     choose: Callable[..., Bool[Tensor, "B T"]] = perception_tokens
     token_loss: Callable[..., Float[Tensor, " N"]] = contrastive_tokens
@@ -87,7 +87,7 @@ def cppo_step(
     """
     accelerator, clock = accelerator or accelerator_for(policy, scale=False), PhaseClock(policy.device)
     with clock("rollouts"):
-        rollouts = parts.sample(
+        rollouts = (parts.sample or generate_rollouts)(
             policy,
             rows,
             group_size=config.group_size,

@@ -5,8 +5,8 @@ The model of a phase is that of `cppo_ref/vlm/costs.py`; here a GPU has its shar
 
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from blocks import filled, write_or_check
@@ -35,8 +35,9 @@ def seconds(gpus: int, quantize: str, vllm: bool) -> dict[str, float]:
     """Of each phase of a step on `ROWS` completions in all."""
     config = CPPOConfig(**PROFILES["12gb"] | {"quantize": quantize, "micro_batch_size": 8, "rollout_batch_size": ROWS})
     size = measure(skeleton(model_config(config.model), config), config.max_pixels)
-    alone = {"prompts_per_step": ROWS // gpus, "group_size": 1, "on_policy": True, "kl_weight": CPPOConfig.kl_weight}
-    work = step_work(size, SimpleNamespace(**config.to_dict() | alone))  # type: ignore[arg-type]
+    config = replace(config, prompts_per_step=ROWS // gpus, num_minibatches=1, num_epochs=1, kl_weight=CPPOConfig.kl_weight)
+    object.__setattr__(config, "group_size", 1)  # TRL computes a prompt once for each of its completions
+    work = step_work(size, config)
     if vllm:  # its kernels are launched from recorded graphs
         work["rollouts"] = Work(work["rollouts"].flop, work["rollouts"].moved, 0)
     twice = {"detection": 2}  # H is not noted while sampling

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from cppo_ref.perturbations import noise_patches, preserve, zoom_crop
-from cppo_ref.runs.options import check_free, check_least, parse
+from cppo_ref.runs.options import check_between, check_free, parse
 from cppo_ref.worlds.shapes import CELL_WORDS, IMAGE_SIZE, LEVELS, Level, asked_colors, completion_text, sample_row
 
 PATCH_SIZE = 12  # pixels
@@ -202,7 +202,7 @@ def pretrain_command(arguments: Sequence[str]) -> None:
     """`python -m study.pretraining`: make the tiny VLM again from nothing; InputError for what cannot be done."""
     (options,) = parse((PretrainOptions,), "study.pretraining", arguments)
     check_free(options.output)
-    check_least(options, steps=1, batch_size=1, seed=0)
+    check_between(options, steps=(1, 10**7), batch_size=(1, 4096), seed=(0, 2**63 - 1))
     pretrain(options)
 
 

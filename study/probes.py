@@ -54,7 +54,7 @@ def gradient(policy: Policy, batch: Batch, config: CPPOConfig, parts: Parts = CP
     """The gradient of the whole batch's loss, flat: an update whose learning rate is zero."""
     still = torch.optim.SGD(policy.trainable, lr=0.0)
     everyone = torch.arange(len(batch.rewards))
-    update(policy, still, batch, everyone, replace(config, max_grad_norm=1e30), Accelerator(cpu=True), parts)
+    update(policy, still, batch, everyone, replace(config, max_grad_norm=1e12), Accelerator(cpu=True), parts)
     flat = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in policy.trainable])
     still.zero_grad(set_to_none=True)
     return flat

@@ -304,7 +304,7 @@ def test_a_malformed_row_is_named_by_its_index_and_column(changes, column, said,
     [
         ("image", 3, "image is 3, expected a picture, its bytes or its path"),
         ("question", 3, "question is 3, expected text"),
-        ("answer", ["1"], "answer is ['1'], expected text or a number"),
+        ("answer", ["1"], "answer is ['1'], expected text or a finite number"),
     ],
 )
 def test_a_column_of_the_wrong_type_is_named(column, value, said, tmp_path):

@@ -93,6 +93,8 @@ def place(tmp_path_factory):
     (folder / "other-model").mkdir()
     (folder / "other-model" / "config.json").write_text('{"model_type": "bert"}')
     (folder / "file").write_text("mine")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine.txt").write_text("mine")
     write_bad_rows(folder)
     settings = {"typo": '{"stpes": 3}', "list": "[3]", "text": '{"steps": "many"}', "flag": '{"detach_anchor": "no"}'}
     settings |= {"null": '{"tau": null}', "cut": '{"steps": '}
@@ -160,8 +162,8 @@ ERRORS = {
     ),
     "output that is a file": (f"{TRAIN} --output file", ["'file'", "is a file"]),
     "output that holds other things": (
-        f"{TRAIN} --output model",
-        ["'model'", "is no run and holds", "a new or an empty folder"],
+        f"{TRAIN} --output notes",
+        ["'notes'", "is no run and holds", "a new or an empty folder"],
     ),
     "output without a name": ("train --output=", ["output is ''", "the name of a folder"]),
     "seed that no generator takes": (

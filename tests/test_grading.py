@@ -667,6 +667,14 @@ MUTANTS = {
         ('"hacked" if gain("reward") > 0 else "too fast"', '"hacked"', "accuracy falls for two reasons"),
         ('not 0.8 <= log["ratio"][0] <= 1.25', "False", "the ratio of surprise and entropy"),
     ],
+    "global_mean": [
+        ("sums.sum() / counts.sum().clamp(min=1)", "(sums / counts.clamp(min=1)).mean()", "a mean of means: a token weighs"),
+        ("sums.sum() / counts.sum().clamp(min=1)", "(sums / counts).mean()", "a mean of means, and 0/0"),
+        (".clamp(min=1)", "", "0/0 where no process has a token"),
+        ("sums.sum() / counts.sum().clamp(min=1)", "sums.mean()", "divide by the number of tokens"),
+        (" / counts.sum().clamp(min=1)", "", "this is the sum"),
+        ("sums.sum() / ", "sums / ", "one number for each process"),
+    ],
     "bytes_per_weight": [
         ("4 / 8", "4", "4 bits are half a byte"),
         ("1 / block + 4 / (block * group)", "8 / block + 32 / (block * group)", "bits and bytes are mixed"),

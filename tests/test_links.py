@@ -13,7 +13,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import links  # noqa: E402
 
-CITED = {"vbdi/cppo", "huggingface/Math-Verify", "googlecolab/backend-info"}  # the paper's code, a library, Colab's versions
+CITED = {
+    "huggingface/trl",
+    "huggingface/peft",
+    "vllm-project/vllm",
+    "vbdi/cppo",
+    "huggingface/Math-Verify",
+    "googlecolab/backend-info",
+}  # the paper's code, a library, Colab's versions
 DATASETS = {"hiyouga/geometry3k", "TIGER-Lab/ViRL39K", "leonardPKU/clevr_cogen_a_train"}
 HOSTS = {"arxiv.org", "joschu.net", "download.pytorch.org", "github.com", "huggingface.co"}  # where pages may send a reader
 SUFFIXES = {".md", ".ipynb", ".toml", ".py", ".yml", ".cff", ".txt", ".json", ".jinja", ""}
@@ -93,7 +100,7 @@ def test_with_an_address_every_page_names_it(copy):
     for page in ((copy / "README.md").read_text(), sources(copy / "notebooks" / "00_start_here.ipynb")[0]):
         assert f"\ngit clone {url} && cd some.name\nmake " in page
     notebooks = sorted(copy.glob("notebooks/**/*.ipynb"))
-    assert len(notebooks) == 22
+    assert len(notebooks) == 23
     for path in notebooks:
         title, set_up, *_ = sources(path)
         opens = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/{path.relative_to(copy).as_posix()}"

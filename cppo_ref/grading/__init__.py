@@ -17,6 +17,7 @@ from cppo_ref.grading.memory import check_bytes_per_weight, check_cache_bytes
 from cppo_ref.grading.page import predicted, written
 from cppo_ref.grading.perception import check_entropy_shift, check_select_perception_tokens, check_token_entropy
 from cppo_ref.grading.perturbations import check_dim, check_hide_quarter
+from cppo_ref.grading.processes import check_global_mean
 from cppo_ref.grading.rewards import check_extract_boxed, check_format_reward, check_reward
 from cppo_ref.grading.step import check_micro_batch_losses, check_rows_to_perturb, check_total_loss, check_worth_an_update
 
@@ -36,6 +37,7 @@ __all__ = [
     "check_extract_boxed",
     "check_format_reward",
     "check_gated_loss",
+    "check_global_mean",
     "check_group_advantages",
     "check_hide_quarter",
     "check_info_nce",
