@@ -184,3 +184,18 @@ def test_the_merged_model_computes_what_the_policy_computes(tmp_path):
     assert "quantization_config" not in json.loads(Path(tmp_path / "merged" / "config.json").read_text())
     with pytest.raises(InputError, match="dtype"):
         export_merged("tiny", str(result.adapter), tmp_path / "other", "int8")
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(tmp_path):
+    with pytest.raises(InputError, match="expected a name in .* such as step-000040"):
+        latest_checkpoint(tmp_path / "mine", "../../other/checkpoints/step-000002")
+
+
+def test_what_was_just_saved_stays_though_a_damaged_one_is_newer(tmp_path):
+    policy = load_policy("tiny")
+    optimizer = torch.optim.AdamW(policy.trainable)
+    for step in (2, 4):
+        save_checkpoint(tmp_path, step, policy, optimizer, None, keep=3)
+    (tmp_path / "checkpoints" / "step-000004" / "optimizer.pt").write_bytes(b"torn")
+    saved = save_checkpoint(tmp_path, 3, policy, optimizer, None, keep=1)
+    assert saved.is_dir() and latest_checkpoint(tmp_path) == saved

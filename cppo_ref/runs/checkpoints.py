@@ -95,7 +95,7 @@ def save_checkpoint(
             shutil.copyfile(config, folder / "config.json")  # a copy, should that of the run be damaged
 
     saved = save_atomically(target, write)
-    _prune(run, keep)
+    _prune(run, keep, saved)
     return saved
 
 
@@ -114,6 +114,8 @@ def latest_checkpoint(run: Path, name: str = "") -> Path | None:
     Raises:
         InputError: there are checkpoints and all are damaged, or `name` is absent or damaged.
     """
+    if name != Path(name).name:
+        raise InputError(f"checkpoint is {name!r}, expected a name in {str(run / 'checkpoints')!r}, such as step-000040")
     damaged = []
     for path in [run / "checkpoints" / name] if name else reversed(_folders(run)):
         wrong = damage(path) or _state_problem(path)
@@ -156,8 +158,8 @@ def drop_later(checkpoint: Path) -> None:
             shutil.rmtree(path)
 
 
-def _prune(run: Path, keep: int) -> None:
-    kept = {*checkpoints(run)[-keep:], best_checkpoint(run), best_checkpoint(run, "reward")}
+def _prune(run: Path, keep: int, saved: Path) -> None:
+    kept = {saved, *checkpoints(run)[-keep:], best_checkpoint(run), best_checkpoint(run, "reward")}
     for path in checkpoints(run):
         if path not in kept and owned(path):
             shutil.rmtree(path)

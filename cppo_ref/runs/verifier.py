@@ -112,7 +112,8 @@ def _bounded(candidate: str, answer: str, seconds: float) -> int:
     import resource
 
     signal.setitimer(signal.ITIMER_PROF, seconds)  # then the system ends the process, whatever it is at
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with suppress(ValueError, OSError):  # a lower limit is set already, or the system knows none
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         return 0 if judge(candidate, answer) else 1
     except MemoryError:
