@@ -30,6 +30,7 @@ def keeps_mode(function: Perturbation) -> Perturbation:
 
     @wraps(function)
     def on_any_mode(image: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> Image.Image:
+        """`function` on an RGB copy, in the mode of `image`; strength 0 is the image itself."""
         if strength == 0:  # the way through RGB and back would round the pixels of other modes
             return image
         return _from_rgb(function(to_rgb(image), rng, strength), image)

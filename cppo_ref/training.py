@@ -49,21 +49,21 @@ def train(config: CPPOConfig, *, resume: bool = False, checkpoint: str = "", pro
     check_one_process()
     run = RunFolder.check(config, resume)
     with stop_signals() as stop, run.claim():
+        found = latest_checkpoint(run.path, checkpoint) if resume else None
         rows, policy = rows_for(config), policy_for(config)
         rows = drop_overlong(policy, rows, config, progress=progress)
         accelerator = accelerator_for(policy, log_with=list(config.trackers) or None, project_dir=config.output)
         optimizer = torch.optim.AdamW(policy.trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
         policy.model, optimizer = accelerator.prepare(policy.model, optimizer)
-        found = latest_checkpoint(run.path, checkpoint) if resume else None
         start = restore_checkpoint(found, policy, optimizer) if found else 0
         if start > config.steps:
             raise InputError(f"run {config.output!r} has done {start} steps, more than {config.steps}: raise --steps")
         check_first_step(policy, rows, config, start)
         if config.probe_rows > 0 and start == 0:
             print(probe_text(run_probe(policy, rows, config, config.probe_rows), config))
-        run.begin(start, found)
-        if found and checkpoint:
+        if found and checkpoint:  # before the logs follow: a kill in between must not lead back to the later ones
             drop_later(found)
+        run.begin(start, found)
         if config.trackers:
             accelerator.init_trackers("cppo_ref", {k: str(v) for k, v in config.to_dict().items()})
         with tqdm(range(start, config.steps), initial=start, total=config.steps, desc="train", disable=not progress) as bar:

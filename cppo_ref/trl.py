@@ -35,7 +35,7 @@ OURS = ["cpl_weight", "tau", "top_fraction", "ranking", "kl_estimator", "detach_
 OURS += ["preserving", "removing", "preserving_strength", "removing_strength"]
 PIXELS = ["pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids"]
 COUNTS, TOKENS = ["num_images", "num_tiles"], ["token_type_ids", "mm_token_type_ids"]  # what TRL's forward takes beside ids
-ROUNDING = 1e-2  # TRL's advantages of a group of equal rewards are the rounding of its mean, up to 1e-3
+ROUNDING = 1e-2  # divided by its std + 1e-4, the rounding of a mean of equal rewards is an advantage of up to 1e-3
 _Both: Any = make_dataclass("_", [(f.name, f.type, copy(f)) for f in fields(CPPOConfig) if f.name in OURS], bases=(GRPOConfig,))
 
 
@@ -88,7 +88,8 @@ class CPPOTrainer(GRPOTrainer):
             return batch
         batch |= self._views(inputs, batch)
         mask = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool()
-        gate = batch["advantages"] > ROUNDING if self.cppo.advantage_gate else mask.any(dim=1)
+        least = 1e-6 if self.scale_rewards == "none" else ROUNDING
+        gate = batch["advantages"] > least if self.cppo.advantage_gate else mask.any(dim=1)
         rows, size = self._alike(gate), self.args.per_device_train_batch_size
         entropy, removed = torch.zeros(2, *mask.shape, device=mask.device)
         with torch.no_grad():
@@ -132,7 +133,7 @@ class CPPOTrainer(GRPOTrainer):
         ids, mask = (torch.cat([batch[f"prompt_{n}"], batch[f"completion_{n}"]], dim=1)[rows] for n in ("ids", "mask"))
         tokens, images = batch["completion_ids"].shape[1], unsplit_pixel_values_by_grid(taken)
         entropy = self._get_per_token_logps_and_entropies(model, ids, mask, tokens, **images, **options)[1]
-        return self._seen["kept"], entropy
+        return self._seen.pop("kept"), entropy
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **options: Any) -> tuple:
         """TRL's forward; what the contrast takes of it is kept: log π, or for the exact KL the last hidden states."""
@@ -144,9 +145,12 @@ class CPPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Float[Tensor, ""]:
         """TRL's loss, plus λ · CPL: a mean over the perception tokens of all processes and all micro-batches of an update."""
         loss = super()._compute_loss(model, inputs)
-        if "selected" not in inputs or len(rows := self._alike(inputs["selected"].any(dim=1))) == 0:
+        if "selected" not in inputs:
             return loss
-        anchor = self._seen["kept"][rows]
+        if len(rows := self._alike(inputs["selected"].any(dim=1))) == 0:
+            self._metrics["train"]["cpl"].append(0.0)
+            return loss
+        anchor = self._seen.pop("kept")[rows]
         seen = [anchor.detach() if self.cppo.detach_anchor else anchor]
         seen += [self._score(model, inputs, rows, view)[0] for view in ("preserved", "removed")]
         total = self._contrast(inputs["selected"][rows], inputs["completion_ids"][rows], *seen).sum()
@@ -163,6 +167,7 @@ class CPPOTrainer(GRPOTrainer):
         head = self.vlm.get_output_embeddings()
 
         def exact(anchor: Tensor, plus: Tensor, minus: Tensor, ids: Tensor) -> Tensor:
+            """[N, H] of the three views and [N] to [N]: the perception loss of each token, by the exact KL."""
             with self.accelerator.autocast():
                 anchor, plus, minus = (head(states).float() / self.temperature for states in (anchor, plus, minus))
             return contrastive_tokens(anchor, plus, minus, ids, self.cppo)

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -318,3 +319,14 @@ def test_a_worker_that_cannot_start_is_an_error_not_a_wrong_answer(monkeypatch):
     monkeypatch.setattr(sys, "executable", "true")  # the command: ends at once and says nothing
     with pytest.raises(RuntimeError, match="math-verify worker did not start"):
         Verifier().ask("1/2", "0.5")
+
+
+def test_a_lower_limit_of_the_system_changes_no_verdict():
+    """Clusters set one; the child cannot raise it, and must not take that for "false"."""
+    code = (
+        "import resource; from cppo_ref.runs import verifier as v; low = v.MEMORY - 2**28; "
+        "resource.setrlimit(resource.RLIMIT_AS, (low, low)); "
+        r"print(v.Verifier().ask(r'\frac{1}{2}', '0.5'), v.Verifier().ask(r'\frac{1}{3}', '0.5'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ)
+    assert done.stdout.split() == ["True", "False"], done.stderr

@@ -16,7 +16,8 @@ from cppo_ref import step as algorithm
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import generate_rollouts
-from cppo_ref.runs.checkpoints import best_checkpoint, checkpoints, latest_checkpoint, read_state, save_checkpoint
+from cppo_ref.runs.checkpoints import best_checkpoint, checkpoints, drop_later, latest_checkpoint, read_state, save_checkpoint
+from cppo_ref.runs.folder import RunFolder
 from cppo_ref.step import NonFiniteError, cppo_step
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import load_policy
@@ -187,7 +188,7 @@ def test_the_merged_model_computes_what_the_policy_computes(tmp_path):
 
 
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path):
-    with pytest.raises(InputError, match="expected a name in .* such as step-000040"):
+    with pytest.raises(InputError, match=r"expected a name in .* such as step-000040"):
         latest_checkpoint(tmp_path / "mine", "../../other/checkpoints/step-000002")
 
 
@@ -199,3 +200,24 @@ def test_what_was_just_saved_stays_though_a_damaged_one_is_newer(tmp_path):
     (tmp_path / "checkpoints" / "step-000004" / "optimizer.pt").write_bytes(b"torn")
     saved = save_checkpoint(tmp_path, 3, policy, optimizer, None, keep=1)
     assert saved.is_dir() and latest_checkpoint(tmp_path) == saved
+
+
+def test_going_back_leaves_no_later_checkpoint_to_resume_from_and_no_foreign_file_is_lost(tmp_path):
+    policy = load_policy("tiny")
+    optimizer = torch.optim.AdamW(policy.trainable)
+    back, later, last = (save_checkpoint(tmp_path, step, policy, optimizer, None, keep=3) for step in (2, 4, 6))
+    (later / ".DS_Store").write_text("a desktop's own")
+    drop_later(back)
+    assert latest_checkpoint(tmp_path) == back and not later.exists() and not last.exists()
+    assert (later.with_name("dropped-step-000004") / ".DS_Store").read_text() == "a desktop's own"
+
+
+def test_a_log_line_whose_reward_has_lost_its_name_is_dropped_and_counted(tmp_path, capsys):
+    whole = [{"step": step, "reward": 0.5} for step in range(3)]
+    damaged = json.dumps(whole[1]).replace("reward", "rewerd")
+    lines = [json.dumps(whole[0]), damaged, json.dumps(whole[2])]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    run = RunFolder(tmp_path, CPPOConfig())
+    run.begin(3)
+    assert run.history == [whole[0], whole[2]]
+    assert "metrics.jsonl: 1 damaged line(s) dropped" in capsys.readouterr().out

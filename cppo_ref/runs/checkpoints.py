@@ -43,7 +43,7 @@ def _replace(aside: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        target.rename(old if owned(target) else free_name(target.with_name(f"{target.name}-before")))
+        target.rename(old if owned(target) else free_name(target.with_name(f"before-{target.name}")))
     aside.rename(target)
     flush(target.parent)
     shutil.rmtree(old, ignore_errors=True)
@@ -152,10 +152,15 @@ def _state_problem(checkpoint: Path) -> str:
 
 
 def drop_later(checkpoint: Path) -> None:
-    """Delete the checkpoints that were saved after `checkpoint`: a run goes on from that one."""
-    for path in checkpoint.parent.glob("step-*"):
+    """Take away the checkpoints that were saved after `checkpoint`, the newest first: a run goes on from that one.
+
+    One that holds files which the run did not write is renamed.
+    """
+    for path in sorted(checkpoint.parent.glob("step-*"), reverse=True):
         if path.name > checkpoint.name and owned(path):
             shutil.rmtree(path)
+        elif path.name > checkpoint.name:
+            path.rename(free_name(path.with_name(f"dropped-{path.name}")))
 
 
 def _prune(run: Path, keep: int, saved: Path) -> None:

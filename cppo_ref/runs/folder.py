@@ -192,7 +192,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     for line in lines:
         try:
             record = json.loads(line)
-            assert isinstance(record["step"], int)
+            assert isinstance(record["step"], int) and isinstance(record["reward"], int | float)
             records.append(record)
         except (ValueError, TypeError, KeyError, AssertionError):
             damaged += line.endswith(b"\n")

@@ -94,11 +94,11 @@ def serve() -> None:
     for candidate, answer in (("1/2", "0.5"), ("\\sqrt{2}+\\cos(1)", "x^2=1"), ("1+x^2", "x^2+1")):
         judge(candidate, answer)  # what every child would load first
     verdicts = {
-        0: "true",
-        1: "false",
-        3: "undecided",
+        10: "true",
+        11: "false",
+        12: "undecided",
         -signal.SIGPROF: "undecided",
-    }  # by a child's end; any other: it was killed
+    }  # by a child's end; any other, Python's own 1 included: it was killed or broke down
     print("ready", flush=True)
     for line in sys.stdin:
         candidate, answer, seconds = json.loads(line)
@@ -115,11 +115,11 @@ def _bounded(candidate: str, answer: str, seconds: float) -> int:
     with suppress(ValueError, OSError):  # a lower limit is set already, or the system knows none
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
-        return 0 if judge(candidate, answer) else 1
+        return 10 if judge(candidate, answer) else 11
     except MemoryError:
-        return 3
+        return 12
     except Exception:  # whatever the policy wrote, the verdict is "not verified"
-        return 1
+        return 11
 
 
 def judge(candidate: str, answer: str) -> bool:

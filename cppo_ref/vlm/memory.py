@@ -161,6 +161,7 @@ def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
     """What to lower when memory ran out, the most helpful first, with what each change saves by the estimate."""
 
     def needed(run: CPPOConfig) -> float:
+        """The estimated peak of a run with these settings, bytes."""
         return peak(measure(skeleton(config, run), run.max_pixels), run, width=width)
 
     now, saved = needed(run), []
