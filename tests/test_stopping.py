@@ -42,6 +42,7 @@ def test_a_folder_knows_whether_it_is_whole_and_what_is_not_its_own(tmp_path):
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "a").write_bytes(b"abc")
     (tmp_path / "card.md").write_text("old")
+    (tmp_path / "state.json").write_text("{}")
     seal(tmp_path)
     assert damage(tmp_path) == "" and owned(tmp_path)
     (tmp_path / "card.md").write_text("may be edited")
@@ -55,3 +56,13 @@ def test_a_folder_knows_whether_it_is_whole_and_what_is_not_its_own(tmp_path):
     assert damage(tmp_path) == "inner/a is absent"
     (tmp_path / "manifest.json").write_text("{")
     assert damage(tmp_path) == "manifest.json is absent or damaged" and not owned(tmp_path)
+
+
+def test_the_manifest_of_something_else_says_nothing_of_an_adapter(tmp_path):
+    """Browser extensions and web pages have a manifest.json, too."""
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "manifest.json").write_text('{"name": "my page", "icons": [1, 2]}')
+    check_whole(tmp_path / "adapter")
+    (tmp_path / "state.json").write_text("{}")  # now it is a checkpoint
+    with pytest.raises(InputError, match="is damaged"):
+        check_whole(tmp_path / "adapter")

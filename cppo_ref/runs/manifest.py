@@ -49,7 +49,7 @@ def listed(folder: Path) -> dict[str, list]:
         files = json.loads((folder / NAME).read_text())
     except (OSError, ValueError):
         return {}
-    return files if isinstance(files, dict) else {}
+    return files if isinstance(files, dict) and all(isinstance(entry, list) for entry in files.values()) else {}
 
 
 def owned(folder: Path) -> bool:
@@ -74,7 +74,8 @@ def damage(folder: Path) -> str:
 
 def check_whole(folder: Path) -> None:
     """InputError if `folder`, or the checkpoint that it lies in, has a manifest that it does not fit."""
-    sealed = next((place for place in (folder, folder.parent) if (place / NAME).is_file()), None)
+    places = (folder, folder.parent) if (folder.parent / "state.json").is_file() else (folder,)  # other things have manifests
+    sealed = next((place for place in places if (place / NAME).is_file()), None)
     if sealed and (wrong := damage(sealed)):
         raise InputError(f"{str(sealed)!r} is damaged ({wrong}): take another checkpoint of its run, or a copy")
 
