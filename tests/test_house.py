@@ -105,7 +105,7 @@ def test_the_package_is_small():
         return sum(len(path.read_text().splitlines()) for path in paths)
 
     assert lines(path for path in SOURCES if "grading" not in path.parts) <= 5734
-    assert lines((ROOT / "cppo_ref").glob("*.py")) <= 1740
+    assert lines((ROOT / "cppo_ref").glob("*.py")) <= 1743
 
 
 def api_rows():

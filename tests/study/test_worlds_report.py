@@ -1,10 +1,12 @@
 """The second study's answers follow from its rows: the settings that tuning chose, the families and their words."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from study.acceptance import Acceptance
 from study.arms import CHOSEN_SETTINGS, RIVALS, WORLD_MAIN, WORLD_TIME_RATIO
 from study.store import read_csv
 from study.worlds import WORLDS
@@ -73,3 +75,10 @@ def test_means_are_over_the_final_seeds():
     }
     assert [float(value) for value in cells["GRPO"]] == pytest.approx([10, *[0.4] * len(SHOWN)], abs=0.01)
     assert [float(value) for value in cells["CPPO"]] == pytest.approx([10, *[0.5] * len(SHOWN)], abs=0.01)
+
+
+def test_the_committed_acceptance_is_as_the_protocols_log_says():
+    rows = read_csv(Path("data/results/worlds/acceptance.csv"))
+    names = [field.name for field in dataclasses.fields(Acceptance)]
+    failures = {row["base"]: Acceptance(*(float(row[name]) for name in names)).failures() for row in rows}
+    assert failures == {"eyes": ["greedy accuracy is 0.71, 0.4 to 0.7 is asked"], "rooms": []}
