@@ -16,7 +16,7 @@ SEED = 2601_00502
 SPLITS = ("train", "validation", "test")
 PRETRAINING_NOISE = (8.0, 48.0)  # grey levels, from picture to picture
 LESSONS = 0.5  # share of the pretraining rows that are lessons, where they differ from answers
-NOISE = {"eyes": 60.0, "rooms": 40.0}  # grey levels, of every row below: chosen by the bases' acceptance
+NOISE = {"eyes": 75.0, "rooms": 40.0}  # grey levels, of every row below: chosen by the bases' acceptance
 
 Rows = list[dict[str, Any]]
 
