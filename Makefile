@@ -20,7 +20,7 @@ CORE := $(foreach name,training families policy cpl grpo perception packing adap
 COURSE := $(sort $(wildcard notebooks/[0-9]*.ipynb) $(wildcard notebooks/exercises/solutions/*.ipynb))
 
 demo: $(VENV)/.base  ## train the tiny VLM with CPPO on the CPU (METHOD=grpo for the baseline)
-	HF_HUB_OFFLINE=1 $(RUN) -m cppo_ref demo --method $(METHOD)
+	HF_HUB_OFFLINE=1 $(RUN) -m study demo --method $(METHOD)
 
 test: $(VENV)/.dev lint  ## everything that CI runs
 	$(PYTEST)

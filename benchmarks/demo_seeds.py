@@ -1,4 +1,4 @@
-"""The study's pilot, `make demo` over methods and seeds at its learning rate, as a table: data/results/demo_seeds.csv.
+"""The first study's pilot, both methods with some seeds at its learning rate, as a table: data/results/demo_seeds.csv.
 
     python benchmarks/demo_seeds.py --methods cppo grpo --seeds 0 1 2
 
@@ -19,13 +19,13 @@ import transformers
 
 from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
-from cppo_ref.demo import SPLITS
 from cppo_ref.evaluation import evaluate_split
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import load_policy, policy_for
 from study.arms import LEARNING_RATE
 
+SPLITS = ("test", "test_shift", "test_blank")
 TARGET = Path(__file__).parent.parent / "data" / "results" / "demo_seeds.csv"
 COLUMNS = ["method", "seed", "split", "avg_at_8", "low", "high", "greedy", "perception", "reasoning", "images", "train_seconds"]
 COLUMNS += ["steps", "torch", "transformers", "threads", "processor", "commit"]

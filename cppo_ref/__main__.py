@@ -78,15 +78,7 @@ def export_command(arguments: Sequence[str]) -> None:
     print(export_merged(model, options.adapter, Path(options.output), **how))
 
 
-def demo_command(arguments: Sequence[str]) -> None:
-    """Watch the tiny VLM learn to trust its eyes: before, training, after."""
-    from cppo_ref.demo import DemoOptions, run_demo
-
-    run_demo(*parse((DemoOptions,), "demo", arguments))
-
-
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "demo": demo_command,
     "train": train_command,
     "audit": audit_command,
     "probe": probe_command,

@@ -110,7 +110,7 @@ def place(tmp_path_factory):
 
 # id: (command line, what the message must name)
 ERRORS = {
-    "unknown command": ("trian", ["'trian'", "expected one of demo, train, audit, probe, evaluate"]),
+    "unknown command": ("trian", ["'trian'", "expected one of train, audit, probe, evaluate"]),
     "unknown option": ("train --group_sise 4", ["'--group_sise'", "did you mean --group_size?"]),
     "unknown option with a value": ("train --taus=4", ["'--taus=4'", "did you mean --tau?"]),
     "option like no other": ("evaluate --zzz", ["'--zzz'", "evaluate --help"]),
@@ -183,7 +183,6 @@ ERRORS = {
     "export: output exists": ("export --output file", ["'file'", "exists already"]),
     "export: unknown dtype": ("export --output new --dtype int8", ["'int8'", "bfloat16 or float16"]),
     "export: adapter that is absent": ("export --model model --adapter absent --output new", ["adapter 'absent'"]),
-    "demo: unknown method": ("demo --method dapo", ["'dapo'", "paper, verl, areal"]),
 }
 
 
@@ -313,5 +312,5 @@ def test_every_setting_refuses_a_value_of_another_type():
 def test_no_command_prints_the_list_of_commands(capsys):
     assert main([]) == 0
     printed = capsys.readouterr()
-    assert all(f"  {name} " in printed.out for name in ("demo", "train", "probe", "evaluate", "export"))
+    assert all(f"  {name} " in printed.out for name in ("train", "probe", "evaluate", "export"))
     assert printed.err == ""

@@ -61,7 +61,7 @@ NOW = {name: set(imported(tree.body, BY_NAME)) for name, tree in BY_NAME.items()
 EVER = {name: set(imported(ast.walk(tree), BY_NAME)) for name, tree in BY_NAME.items()}  # in functions, too
 ROOMS = {"vlm", "worlds", "examples", "runs", "pictures", "grading"}
 IDEAS = {"perturbations", "perception", "cpl", "grpo"}  # pure functions of tensors or images
-LOOP = {"step", "training", "demo", "trl", "__main__"}
+LOOP = {"step", "training", "trl", "__main__"}
 FRONT = {  # what each front file may import of the front; of rooms, all but the ideas may
     **{name: set() for name in IDEAS},
     "rewards": set(),
@@ -70,8 +70,7 @@ FRONT = {  # what each front file may import of the front; of rooms, all but the
     "evaluation": {"config", "perception", "perturbations", "rewards", "rollouts"},
     "step": {"config", "rewards", "rollouts", *IDEAS},
     "training": {"config", "evaluation", "step"},
-    "demo": {"config", "evaluation", "training"},
-    "__main__": {"config", "demo", "evaluation", "training"},
+    "__main__": {"config", "evaluation", "training"},
     "trl": {"config", "cpl", "perception", "step"},  # the step on TRL's engine; an extra, so nothing imports it
 }
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cppo_ref.config import CPPOConfig
-from cppo_ref.evaluation import SplitReport, evaluate_split
+from cppo_ref.evaluation import evaluate_split
 from cppo_ref.examples.loading import rows_for, split_rows
 from cppo_ref.examples.rows import row_at
 from cppo_ref.examples.views import blanked
@@ -69,16 +69,4 @@ def report_text(report: dict[str, Any]) -> str:
     for name, d in report["detector"].items():
         numbers = f"{d['auroc_absolute']:<14.3f}{d['auroc_normalized']:<17.3f}{d['precision']:<12.3f}{d['recall']:.3f}"
         lines.append(f"{name:<19}{numbers}")
-    return "\n".join(lines)
-
-
-def before_after_table(before: dict[str, SplitReport], after: dict[str, SplitReport]) -> str:
-    """avg@k with its 95 % interval, greedy accuracy and perception of each split, before and after, as text."""
-    samples = before["test"].samples
-    lines = [f"\n{'images':<12}{f'avg@{samples} before':<23}{f'avg@{samples} after':<23}{'greedy':<15}perception"]
-    for split, old in before.items():
-        new = after[split]
-        greedy, seen = (f"{a:.3f} → {b:.3f}" for a, b in ((old.greedy, new.greedy), (old.perception, new.perception)))
-        lines.append(f"{split:<12}{old.avg_at_k!s:<23}{new.avg_at_k!s:<23}{greedy:<15}{seen}")
-    lines.append("greedy: the likeliest answer; sampled ones are worse because wrong guesses were planted in pretraining")
     return "\n".join(lines)

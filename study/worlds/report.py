@@ -52,9 +52,7 @@ def chosen_settings(rows: Rows) -> dict[str, int]:
     scores = tuned_scores(rows)
     missing = [rival for rival, values in scores.items() if np.isnan(values).any()]
     if missing:
-        raise ValueError(
-            f"settings of {', '.join(missing)} were not run on both worlds, seed {TUNING_SEED}: --suite tuning"
-        )
+        raise ValueError(f"settings of {', '.join(missing)} were not run on both worlds, seed {TUNING_SEED}: --suite tuning")
     return {rival: int(np.argmax(values)) for rival, values in scores.items()}
 
 

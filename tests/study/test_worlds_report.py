@@ -34,12 +34,12 @@ def test_the_committed_tuning_rows_choose_the_settings_that_the_arms_have():
         assert arms[f"{rival}_tuned"].changes == RIVALS[rival][number]
 
 
-def test_equal_time_is_the_measured_ratio():
+def test_equal_time_is_the_measured_ratio_rounded_up_in_the_rivals_favour():
     seconds = {
         rival: np.mean([float(row["seconds"]) for row in ROWS if row["arm"].startswith(f"{rival}#")]) for rival in RIVALS
     }
     for rival, ratio in EQUAL_TIME.items():
-        assert seconds["cppo"] / seconds[rival] == pytest.approx(ratio, abs=0.05)
+        assert ratio - 0.1 < seconds["cppo"] / seconds[rival] <= ratio
         assert {arm.name: arm.step_ratio for arm in WORLD_MAIN}[f"{rival}_tuned"] == ratio
 
 
