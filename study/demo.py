@@ -42,6 +42,7 @@ def run_demo(options: DemoOptions) -> Path:
         model=str(base_folder(WORLD.name)),
         data=str(training_file(output.with_name(f"{output.name}-data"), options.steps * CPPOConfig().prompts_per_step)),
         **ARMS[f"{options.method}_tuned"].changes,
+        instruction="none",  # the base knows the format
         max_new_tokens=WORLD.max_new_tokens,
         steps=options.steps,
         seed=options.seed,
@@ -53,9 +54,8 @@ def run_demo(options: DemoOptions) -> Path:
     base = policy_for(config)
     before = {name: evaluate_split(base, rows, seed=options.seed) for name, rows in splits.items()}
     held = sum(p.numel() * p.itemsize for p in base.language.parameters() if not p.requires_grad) / 1e6
-    print(
-        f"2/3  training with {options.method}: NF4 QLoRA, {config.steps} steps of {config.prompts_per_step}×{config.group_size}"
-    )
+    batch = f"{config.prompts_per_step}×{config.group_size}"
+    print(f"2/3  training with {options.method}: NF4 QLoRA, {config.steps} steps of {batch} completions")
     print(f"     (for speed, the frozen 4-bit weights are unpacked in memory: {held:.0f} MB)")
     result = train(config)
     print("3/3  the policy after training")

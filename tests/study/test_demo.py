@@ -24,7 +24,7 @@ def test_the_table_shows_greedy_beside_avg_at_8_before_and_after():
 
 
 def test_it_trains_on_the_worlds_own_rows_pixel_for_pixel(tmp_path):
-    rows = load_rows(str(training_file(tmp_path / "data", 3)), "train")
+    rows = load_rows(str(training_file(tmp_path / "data", 3)), "train", instruction="none")
     assert len(rows) == 3
     for row, drawn in zip((row_at(rows, i) for i in range(3)), world_rows(WORLD, "train", 3), strict=True):
         assert images_of(row)[0].tobytes() == drawn["image"].tobytes()
