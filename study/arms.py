@@ -108,6 +108,19 @@ WORLD_MAIN = (
     _tuned("augmented", "are the preserving views enough, as augmentation, in the same time?"),
     _tuned("consistency", "is KL⁺ enough, in the same time: no removing view, no contrast, no detector, no gate?"),
 )
+_CPPO, _GRPO = (RIVALS[rival][CHOSEN_SETTINGS[rival]] for rival in ("cppo", "grpo"))
+EXPLORED = (  # after the primary family, on `eyes`
+    Arm("cppo_random", {**_CPPO, "tokens": "random"}, "as many tokens at random"),
+    Arm("cppo_all", {**_CPPO, "tokens": "all"}, "all tokens"),
+    Arm("cppo_true", {**_CPPO, "tokens": "true"}, "the true perception tokens"),
+    Arm("cppo_tau1", {**_CPPO, "tau": 1.0}, "a softer contrast, τ = 1"),
+    Arm("cppo_all_tau1", {**_CPPO, "tokens": "all", "tau": 1.0}, "all tokens, τ = 1"),
+    Arm("grpo_longer", _GRPO, "GRPO for as long as CPPO takes", EQUAL_TIME["augmented"]),
+    Arm("grpo_noisy", {**_GRPO, "noisy": 0.5}, "half of each group sampled under a preserving view (NoisyRollout)"),
+    Arm("grpo_percepts", {**_GRPO, "reward": "percepts"}, "reward: the share of words seen rightly"),
+    Arm("grpo_format", {**_GRPO, "reward": "format"}, "reward: format alone"),
+    Arm("grpo_random", {**_GRPO, "reward": "random"}, "reward: a coin"),
+)
 UNTRAINED = Arm("untrained", GRPO, "the base model, and its entropy shift as a detector", step_ratio=0.0)
 
 
@@ -177,6 +190,7 @@ SUITES = {
     "price": PRICE,
     "tuning": TUNING,
     "worlds": WORLD_MAIN,
+    "explored": EXPLORED,
     "detector": (UNTRAINED,),
 }
 ARMS = {arm.name: arm for suite in SUITES.values() for arm in suite}

@@ -8,7 +8,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from cppo_ref.pictures.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, style
-from study.analysis import MARGIN, Difference
+from study.analysis import MARGIN, Difference, bootstrap_interval
 
 BASE_COLORS = {"tiny": BLUE, "robust": GREEN, "hallucinating": ORANGE, "shortcut": PURPLE}
 MARKERS = {"tiny": "o", "robust": "s", "hallucinating": "D", "shortcut": "^"}
@@ -75,6 +75,33 @@ def leads_plot(panels: Mapping[str, Mapping[str, Mapping[str, Difference]]], *, 
         first = np.atleast_1d(axes)[0]
         first.set_yticks(range(len(lines)), lines)
         fig.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=len(series))
+    return fig
+
+
+def levels_plot(panels: Mapping[str, Mapping[str, np.ndarray]], *, rows: int, before: Mapping[str, float]) -> Figure:
+    """How many answers in 100 are right: a dot per seed, the mean with its 95 % interval, a dotted line before training.
+
+    Args:
+        panels: title -> arm, in words -> shares, one per seed; all panels have the same arms. Filled row by row.
+        rows: of panels.
+        before: title -> share before training.
+    """
+    arms = list(next(iter(panels.values())))
+    looks = (("#777777", "o"), *SERIES_LOOKS)
+    with style():
+        fig, axes = plt.subplots(rows, len(panels) // rows, figsize=(10, 1.2 + 2 * rows), sharey=True, sharex="row")
+        for ax, (title, panel) in zip(axes.flat, panels.items(), strict=True):
+            ax.axvline(100 * before[title], color=BLACK, lw=1.2, ls=":")
+            for y, (arm, (color, marker)) in enumerate(zip(arms, looks, strict=True)):
+                shares = 100 * panel[arm]
+                ax.plot(shares, np.full(len(shares), y + 0.28), ".", color=color, alpha=0.5, ms=4)
+                mean, (low, high) = shares.mean(), bootstrap_interval(shares)
+                ax.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt=marker, color=color, capsize=3, ms=7, lw=2)
+            ax.set(title=title, ylim=(len(arms) - 0.4, -0.6))
+        for ax in axes[-1]:
+            ax.set_xlabel("right answers in 100, sampled")
+        for ax in axes[:, 0]:
+            ax.set_yticks(range(len(arms)), arms)
     return fig
 
 
