@@ -15,12 +15,12 @@ from blocks import filled, write_or_check
 from cppo_ref.pictures.plots import save_figure
 from study.acceptance import Acceptance
 from study.analysis import MARGIN, Difference
-from study.arms import EQUAL_TIME, EXPLORED, RIVALS, STEPS
+from study.arms import EQUAL_TIME, RIVALS, STEPS
 from study.comparisons import table
 from study.figures import levels_plot
 from study.store import read_csv
 from study.worlds import WORLDS
-from study.worlds.report import ARM, NAMES, OTHERS, PLAIN, PRIMARY, SEEDS, answer, complete, explored_table, family, of_arm
+from study.worlds.report import ARM, OTHERS, PLAIN, SEEDS, answer, complete, family, of_arm
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "data" / "results" / "worlds"
@@ -63,7 +63,9 @@ def mean(world: str, arm: str, metric: str) -> float:
 def verdicts_table(metrics: tuple[str, str]) -> str:
     """CPPO's leads in points with their verdicts: a row per world and rival, a column per measure."""
     lines = [
-        [f"`{world}`", SHORT[other], *(_cell(world, other, metric) for metric in metrics)] for world in WORLDS for other in OTHERS
+        [f"`{world}`", SHORT[other], *(_cell(world, other, metric) for metric in metrics)]
+        for world in WORLDS
+        for other in OTHERS
     ]
     return table(["world", "CPPO minus", "sampled", "likeliest"], lines)
 
@@ -90,7 +92,10 @@ def acceptance_table() -> str:
     lines = [
         [
             f"`{world}`",
-            *(f"{float(row[name]):.2f}" for name in ("detector", "greedy", "wrong_percept", "blank", "constant", "perception_share")),
+            *(
+                f"{float(row[name]):.2f}"
+                for name in ("detector", "greedy", "wrong_percept", "blank", "constant", "perception_share")
+            ),
         ]
         for world, row in ACCEPTED.items()
     ]

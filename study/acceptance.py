@@ -5,8 +5,8 @@ that says nothing, and pictures whose mean colour says nothing.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,11 @@ class Acceptance:
     constant: float  # the best constant answer to each kind of question, same rows
     mean_colour: float  # what a linear read-out of the picture's mean colour gains over a constant; cross-validated
     perception_share: float  # perception tokens of the completions
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Acceptance":
+        """From a row of acceptance.csv."""
+        return cls(**{field.name: float(row[field.name]) for field in fields(cls)})
 
     def failures(self) -> list[str]:
         """What is not as the protocol asks, in words; empty if the base is accepted."""

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,9 @@ def acceptance_lines(runs: Sequence[Run], out: Path) -> list[str]:
     lines = []
     for folder in store.by_folder(runs, out):
         for row in store.read_csv(folder / "acceptance.csv"):
-            shown = {field.name: float(row[field.name]) for field in fields(Acceptance)}
-            failures = Acceptance(**shown).failures()
-            numbers = ", ".join(f"{name} {value:.2f}" for name, value in shown.items())
-            lines.append(f"{row['base']} seed {row['seed']}: {numbers}: {'; '.join(failures) or 'accepted'}")
+            found = Acceptance.of(row)
+            numbers = ", ".join(f"{name} {value:.2f}" for name, value in asdict(found).items())
+            lines.append(f"{row['base']} seed {row['seed']}: {numbers}: {'; '.join(found.failures()) or 'accepted'}")
     return lines
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from study.analysis import Difference, Rows, difference, has_seeds, holm, verdict
-from study.arms import CHOSEN_SETTINGS, RIVALS, WORLD_MAIN
+from study.arms import CHOSEN_SETTINGS, EXPLORED, RIVALS, WORLD_MAIN
 from study.comparisons import table
 from study.worlds import WORLDS
 
@@ -13,6 +13,7 @@ SEEDS = range(10, 20)
 TUNING_SEED = 100
 ARM, OTHERS = "cppo_tuned", ("grpo_tuned", "augmented_tuned", "consistency_tuned")
 PRIMARY, PLAIN = ("unseen_avg_at_8", "unseen_greedy"), ("avg_at_8", "greedy")
+EXPLORED_SHOWN = ("unseen_avg_at_8", "unseen_greedy", "avg_at_8", "unseen_perception")
 SHOWN = {
     "unseen_avg_at_8": "unseen, avg@8",
     "unseen_greedy": "unseen, greedy",
@@ -75,6 +76,23 @@ def family_table(found: Family) -> str:
         for one, p, word in found
     ]
     return table(["world", "comparison", "measure", "difference [95 %]", "p (Holm)", "verdict"], lines)
+
+
+def of_arm(rows: Rows, world: str, arm: str, metric: str, seeds: Sequence[int] = SEEDS) -> list[float]:
+    """An arm's values of a measure, one per seed of `seeds` that has one."""
+    mine = [row for row in rows if (row["base"], row["arm"]) == (world, arm) and int(row["seed"]) in seeds]
+    return [float(row[metric]) for row in mine if row[metric]]
+
+
+def explored_table(rows: Rows, world: str = "eyes", seeds: Sequence[int] = range(10, 13)) -> str:
+    """The exploratory arms beside CPPO and GRPO on the same seeds: right answers in 100, mean [lowest, highest seed]."""
+    lines = []
+    for arm in (*(arm for arm in WORLD_MAIN if arm.name in ("grpo_tuned", ARM)), *EXPLORED):
+        found = [of_arm(rows, world, arm.name, metric, seeds) for metric in EXPLORED_SHOWN]
+        if all(len(values) == len(seeds) for values in found):
+            cells = (f"{100 * np.mean(v):.1f} [{100 * min(v):.1f}, {100 * max(v):.1f}]" for v in found)
+            lines.append([f"`{arm.name}`", arm.question, *cells])
+    return table(["arm", f"n = {len(seeds)} seeds", *(SHOWN[metric] for metric in EXPLORED_SHOWN)], lines)
 
 
 def means_table(rows: Rows, world: str) -> str:
