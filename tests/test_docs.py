@@ -16,7 +16,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 import results_page  # noqa: E402
 
-PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+from study import first_page  # noqa: E402
+
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", ROOT / "study/first.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
 DETAILS, GLOSSARY = PAGES["docs/details.md"], PAGES["docs/glossary.md"]
 by_page = pytest.mark.parametrize("page", PAGES)
 NAMED = r"`(cppo_ref/[\w/]+)\.py: ([\w.]+)`((?:, `[A-Za-z_]\w*`)*)"  # `cppo_ref/a.py: b`, `c`
@@ -112,36 +117,56 @@ def test_settings_that_the_glossary_names_exist():
     assert settings <= CPPOConfig.__dataclass_fields__.keys()
 
 
-@pytest.mark.parametrize(("page", "most"), [("README.md", 900), ("docs/results.md", 2500)])
+@pytest.mark.parametrize(("page", "most"), [("README.md", 900), ("docs/results.md", 1200), ("study/first.md", 2100)])
 def test_readme_and_results_are_read_in_minutes(page, most):
     assert len(PAGES[page].split()) <= most
 
 
-def test_findings_of_readme_and_results_are_computed():
-    check = subprocess.run([sys.executable, ROOT / "scripts" / "results_page.py", "--check"], capture_output=True, text=True)
-    assert check.returncode == 0, f"run python scripts/results_page.py\n{check.stderr}"
+@pytest.mark.parametrize("script", [["scripts/results_page.py"], ["-m", "study.first_page"]])
+def test_findings_of_readme_and_results_are_computed(script):
+    check = subprocess.run([sys.executable, *script, "--check"], capture_output=True, text=True, cwd=ROOT)
+    assert check.returncode == 0, f"run python {' '.join(script)}\n{check.stderr}"
 
 
-def test_prose_of_the_results_has_no_number_of_its_own():
+@pytest.mark.parametrize("page", ["docs/results.md", "study/first.md"])
+def test_prose_of_the_results_has_no_number_of_its_own(page):
     """Outside the blocks that a script fills stand only names, seeds and learning rates."""
-    prose = re.sub(r"<!-- [^>]+ -->.*?<!-- end -->", "", PAGES["docs/results.md"], flags=re.DOTALL)
+    prose = re.sub(r"<!-- [^>]+ -->.*?<!-- end -->", "", PAGES[page], flags=re.DOTALL)
     prose = re.sub(r"\]\([^)]*\)|^#.*$|CPPO|GRPO", "", prose, flags=re.MULTILINE)
     assert set(re.findall(r"\d(?:[\d.e–-]*\d)?", prose)) <= {"0–9", "3e-4", "95", "07"}
 
 
 def test_a_word_that_the_results_contradict_is_refused():
-    assert results_page.said("{more 3e-4 tiny cppo grpo changed}") == "8.2 [7.1, 9.6]"
-    assert results_page.said("{fewer 3e-4 tiny cppo grpo plain}") == "4.0 [3.4, 4.9]"
+    assert first_page.said("{more 3e-4 tiny cppo grpo changed}") == "8.2 [7.1, 9.6]"
+    assert first_page.said("{fewer 3e-4 tiny cppo grpo plain}") == "4.0 [3.4, 4.9]"
     for wrong in ("fewer 3e-4 tiny cppo grpo changed", "equal 3e-4 tiny cppo grpo changed", "open 3e-4 tiny cppo grpo plain"):
         with pytest.raises(AssertionError):
-            results_page.said(f"{{{wrong}}}")
+            first_page.said(f"{{{wrong}}}")
 
 
 def test_every_figure_of_the_results_is_drawn_with_every_line_and_interval():
-    for name, panels in results_page.FIGURES.items():
-        fig = results_page.leads_plot(panels, label=results_page.AXES[name])
+    for name, panels in first_page.FIGURES.items():
+        fig = first_page.leads_plot(panels, label=first_page.AXES[name])
         assert [ax.get_title() for ax in fig.axes] == list(panels)
         for ax, panel in zip(fig.axes, panels.values(), strict=True):
             points = [100 * found.value for line in panel.values() for found in line.values()]
             drawn = [x for container in ax.containers for x in container.lines[0].get_xdata()]
             assert sorted(drawn) == pytest.approx(sorted(points))
+
+
+def test_leads_of_the_second_study_stand_with_interval_and_verdict():
+    found, _, word = results_page.FOUND["eyes", "grpo_tuned", "unseen_greedy"]
+    said = results_page.said("{eyes grpo unseen_greedy}")
+    assert re.fullmatch(r"([+−]\d+\.\d) \[([+−]\d+\.\d), ([+−]\d+\.\d)\] \((\w+)\)", said)
+    numbers = [float(number.replace("−", "-")) / 100 for number in re.findall(r"[+−]\d+\.\d", said)]
+    assert numbers == pytest.approx([found.value, found.low, found.high], abs=5e-4) and said.endswith(f"({word})")
+    with pytest.raises(KeyError):
+        results_page.said("{eyes dapo unseen_greedy}")
+
+
+def test_the_second_studys_figure_shows_every_run():
+    fig = results_page.figure()
+    drawn = sorted(x for ax in fig.axes for line in ax.lines if line.get_marker() == "." for x in line.get_xdata())
+    metrics = results_page.KINDS.values()
+    runs = [row for row in results_page.ROWS if row["arm"] in results_page.SHORT and int(row["seed"]) in results_page.SEEDS]
+    assert drawn == pytest.approx(sorted(100 * float(row[metric]) for row in runs for metric in metrics))
