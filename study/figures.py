@@ -87,7 +87,7 @@ def levels_plot(panels: Mapping[str, Mapping[str, np.ndarray]], *, rows: int, be
         before: title -> share before training.
     """
     arms = list(next(iter(panels.values())))
-    looks = (("#777777", "o"), *SERIES_LOOKS)
+    looks = ((ORANGE, "o"), (GREEN, "s"), (PURPLE, "^"), (BLUE, "D"))
     with style():
         fig, axes = plt.subplots(rows, len(panels) // rows, figsize=(10, 1.2 + 2 * rows), sharey=True, sharex="row")
         for ax, (title, panel) in zip(axes.flat, panels.items(), strict=True):
