@@ -1,7 +1,6 @@
 """The demonstration: the tiny VLM before and after a short training, as a table and a picture."""
 
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from cppo_ref.config import CPPOConfig, setting
 from cppo_ref.evaluation import completion_labels, evaluate_split, sample_answers
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.pictures.plots import plot_before_after, plot_training_curves, save_figure
+from cppo_ref.runs.checkpoints import free_name
 from cppo_ref.runs.report import before_after_table
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import Policy, load_policy, policy_for
@@ -38,7 +38,7 @@ def run_demo(options: DemoOptions) -> Path:
         seed=options.seed,
         level=options.level,
         unpack=True,
-        output=str(_free(f"{options.output}-{options.method}")),
+        output=str(free_name(Path(f"{options.output}-{options.method}"))),
     )
     rows = {split: split_rows(split, options.level, options.images) for split in SPLITS}
     print(f"1/3  the policy before training: {len(rows['test'])} images per split, 8 completions each")
@@ -63,9 +63,3 @@ def run_demo(options: DemoOptions) -> Path:
 def _example(row: dict[str, Any], policies: dict[str, Policy]) -> tuple[Any, dict[str, Any]]:
     completions = {name: sample_answers(policy, [row], samples=1, seed=3)[0] for name, policy in policies.items()}
     return row["image"], {name: completion_labels(policies[name], rollouts)[0] for name, rollouts in completions.items()}
-
-
-def _free(folder: str) -> Path:
-    """`folder`, or the first of folder-2, folder-3, … that does not exist."""
-    names = chain([folder], (f"{folder}-{number}" for number in count(2)))
-    return next(path for path in map(Path, names) if not path.exists())
