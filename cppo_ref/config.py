@@ -146,7 +146,7 @@ class CPPOConfig:
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                raise InputError(f"unknown setting {key!r}{nearest(key, known)}")
+                raise InputError(f"unknown setting {key!r}{nearest(key, known, 'see `python -m cppo_ref train --help`')}")
         return cls(**values)
 
     @classmethod

@@ -48,7 +48,7 @@ def train(config: CPPOConfig, *, resume: bool = False, checkpoint: str = "", pro
     """
     check_one_process()
     run = RunFolder.check(config, resume)
-    with stop_signals() as stop, run.claim():
+    with stop_signals() as stop, run.claim(resume):
         found = latest_checkpoint(run.path, checkpoint) if resume else None
         rows, policy = rows_for(config), policy_for(config)
         rows = drop_overlong(policy, rows, config, progress=progress)
@@ -63,7 +63,7 @@ def train(config: CPPOConfig, *, resume: bool = False, checkpoint: str = "", pro
             print(probe_text(run_probe(policy, rows, config, config.probe_rows), config))
         if found and checkpoint:  # before the logs follow: a kill in between must not lead back to the later ones
             drop_later(found)
-        run.begin(start, found)
+        run.begin(start, found, policy.computing)
         if config.trackers:
             accelerator.init_trackers("cppo_ref", {k: str(v) for k, v in config.to_dict().items()})
         with tqdm(range(start, config.steps), initial=start, total=config.steps, desc="train", disable=not progress) as bar:
@@ -80,8 +80,8 @@ def run_steps(
     stop.patient = True
     for done, step in enumerate(bar, start=1):
         optimizer.param_groups[0]["lr"] = config.learning_rate_at(step)
-        prompts = step_rows(rows, config.prompts_per_step, step, config.seed)
         with good_state_saved(run, step, policy, optimizer):
+            prompts = step_rows(rows, config.prompts_per_step, step, config.seed)
             metrics, batch = cppo_step(policy, optimizer, prompts, config, step, accelerator=accelerator)
         run.log(metrics, batch)
         accelerator.log(metrics.scalars(), step=step)
@@ -94,6 +94,7 @@ def run_steps(
             path, saved = save_state(run, step + 1, policy, optimizer, score), time.monotonic()
             if stop.number and not due:
                 raise Stopped(f"stopped after step {step}, all of it in {path}: go on with `{run.command}`", stop.number)
+    stop.patient = False
 
 
 def save_state(run: RunFolder, step: int, policy: Policy, optimizer: Any, score: float | None = None) -> Path:
@@ -105,16 +106,19 @@ def save_state(run: RunFolder, step: int, policy: Policy, optimizer: Any, score:
 
 @contextmanager
 def good_state_saved(run: RunFolder, step: int, policy: Policy, optimizer: Any) -> Iterator[None]:
-    """If the step inside fails in one of the two ways that end a run, save the state after the last good update, and say so.
+    """If the step inside fails, save the state after the last good update, and say so where the way on is known.
 
     With several updates a step, those before the failure are in that state, and a resumed run repeats the whole step.
     """
     try:
         yield
-    except (NonFiniteError, torch.OutOfMemoryError) as error:
+    except Exception as error:
         saved = save_state(run, step, policy, optimizer)
         if isinstance(error, NonFiniteError):
             raise NonFiniteError(f"step {step}: {error}; the last good state is in {saved}; {run.way_back()}") from error
+        if not isinstance(error, torch.OutOfMemoryError):
+            print(f"step {step} failed; the last good state is in {saved}")
+            raise
         raise InputError(
             f"the GPU's memory ran out in step {step}: {advice(policy.vlm.config, run.config, width=policy.dtype.itemsize)}; "
             f"--resume goes on from {saved} if only --micro_batch_size or --activation_checkpointing changes"

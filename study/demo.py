@@ -5,7 +5,6 @@ on anybody's data: from a Parquet file, which is written first.
 """
 
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ import datasets
 from cppo_ref.config import CPPOConfig, setting
 from cppo_ref.evaluation import SplitReport, completion_labels, evaluate_split, sample_answers
 from cppo_ref.pictures.plots import plot_before_after, plot_training_curves, save_figure
+from cppo_ref.runs.checkpoints import free_name
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import Policy, load_policy, policy_for
 from study.arms import ARMS, STEPS
@@ -37,7 +37,7 @@ class DemoOptions:
 
 def run_demo(options: DemoOptions) -> Path:
     """Evaluate, train, evaluate, print the table and save the figures; returns the run folder."""
-    output = _free(f"{options.output}-{options.method}")
+    output = free_name(Path(f"{options.output}-{options.method}"))
     config = CPPOConfig(
         model=str(base_folder(WORLD.name)),
         data=str(training_file(output.with_name(f"{output.name}-data"), options.steps * CPPOConfig().prompts_per_step)),
@@ -104,9 +104,3 @@ def before_after_table(before: dict[str, SplitReport], after: dict[str, SplitRep
 def _example(row: dict[str, Any], policies: dict[str, Policy]) -> tuple[Any, dict[str, Any]]:
     completions = {name: sample_answers(policy, [row], samples=1, seed=3)[0] for name, policy in policies.items()}
     return row["image"], {name: completion_labels(policies[name], rollouts)[0] for name, rollouts in completions.items()}
-
-
-def _free(folder: str) -> Path:
-    """`folder`, or the first of folder-2, folder-3, … that does not exist."""
-    names = chain([folder], (f"{folder}-{number}" for number in count(2)))
-    return next(path for path in map(Path, names) if not path.exists())

@@ -232,5 +232,5 @@ def test_a_descent_step_pulls_the_preserved_view_in_and_pushes_the_removed_view_
 @pytest.mark.parametrize("tau", [0.0, -0.1])
 def test_a_temperature_that_is_not_positive_is_named(tau):
     kl = torch.ones(1, 1)
-    with pytest.raises(ValueError, match=f"tau is {tau}"):
+    with pytest.raises(ValueError, match=f"tau is {tau}, expected a positive temperature in nats"):
         contrastive_perception_loss(kl, kl, kl.bool(), tau=tau)

@@ -315,6 +315,45 @@ def test_a_column_of_the_wrong_type_is_named(column, value, said, tmp_path):
     assert str(caught.value) == f"row 0, column {column}: {said}"
 
 
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ("../a.png", "image path '../a.png' leads out of '.*': set --image_folder to one that holds all images"),
+        ("inner", "image path 'inner' is no regular file: give a PNG or JPEG"),
+        ("large.png", "image has 8193×4096 pixels, at most 33,554,432 are read: scale it down"),
+        ("two.gif", "image has several frames, expected one: save the one that is meant"),
+        ("float.tiff", "image mode is F, expected grey or colours in whole numbers: save it as RGB"),
+        ("lab.tiff", "image mode is LAB, expected grey or colours in whole numbers: save it as RGB"),
+    ],
+)
+def test_an_image_that_is_not_read_is_named(image, said, tmp_path):
+    (tmp_path / "inner").mkdir()
+    Image.new("1", (8193, 4096)).save(tmp_path / "large.png")
+    Image.new("L", (9, 9)).save(tmp_path / "two.gif", save_all=True, append_images=[Image.new("L", (9, 9), 9)])
+    for mode, name in (("F", "float"), ("LAB", "lab")):
+        Image.new(mode, (9, 9)).save(tmp_path / f"{name}.tiff")
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"image": image, "question": "?", "answer": "1"}])
+    with pytest.raises(InputError, match=f"^row 0, column image: {said}$"):
+        row_at(load_rows(path), 0)
+
+
+def test_the_images_of_a_hub_dataset_are_read_from_its_cache(tmp_path, monkeypatch):
+    """An image folder on the Hub: `datasets` gives paths into the cache, where files are links to what they hold."""
+    snapshot, blobs, here = (tmp_path / name for name in ("cache/hub/snapshots/1", "cache/hub/blobs", "here"))
+    for folder in (snapshot, blobs, here):
+        folder.mkdir(parents=True)
+    pictures(1)[0].save(blobs / "b1", format="PNG")
+    (snapshot / "a.png").symlink_to(blobs / "b1")
+    picture = {"bytes": None, "path": str(snapshot / "a.png")}
+    table = datasets.Dataset.from_list([{"image": picture, "question": "?", "answer": "1"}])
+    monkeypatch.setattr("cppo_ref.examples.loading._from_hub", lambda source, split: table)
+    monkeypatch.chdir(here)
+    with pytest.raises(InputError, match="leads out"):
+        row_at(load_rows("somebody/images"), 0)
+    monkeypatch.setattr("cppo_ref.examples.rows.HF_CACHE_HOME", str(tmp_path / "cache"))
+    assert np.array_equal(row_at(load_rows("somebody/images"), 0)["image"], pictures(1)[0])
+
+
 @pytest.fixture(scope="module")
 def policy():
     return load_policy("tiny", quantize="none", lora=None)
@@ -364,6 +403,13 @@ def test_nothing_is_said_where_nothing_is_dropped(policy, tmp_path, capsys):
 def test_a_limit_that_leaves_no_row_says_how_far_off_it_is(policy, tmp_path):
     with pytest.raises(InputError, match="all 2 prompts are longer than 12 tokens, the shortest has 23: raise"):
         drop_overlong(policy, words(tmp_path, [20, 5]), limits(12, 8))
+
+
+def test_a_file_of_nothing_but_malformed_rows_is_refused(policy, tmp_path):
+    rows = load_rows(write_jsonl(tmp_path / "rows.jsonl", [{"image": "no.png", "question": "?", "answer": "1"}] * 2))
+    skipping = CPPOConfig(data="rows.jsonl", on_bad_row="skip")
+    with pytest.raises(InputError, match="all 2 rows were refused, the first: row 0, column image: image file "):
+        drop_overlong(policy, rows, skipping)
 
 
 def test_a_row_keeps_its_number_in_the_file_when_others_were_dropped(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -15,13 +16,14 @@ import torch
 from jaxtyping import config as jaxtyping_config
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from cppo_ref.__main__ import main
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.examples.loading import load_rows
 from cppo_ref.examples.rows import open_image, row_at
 from cppo_ref.runs.checkpoints import checkpoints, save_atomically, save_checkpoint
-from cppo_ref.vlm.adapters import LoraOptions
+from cppo_ref.vlm.adapters import LoraOptions, load_adapter
 from cppo_ref.vlm.policy import load_policy
 from study.pretraining import build_model, build_processor
 
@@ -72,6 +74,7 @@ def write_bad_rows(folder):
     datasets.Dataset.from_list(rows, features=listed).to_parquet(folder / "garbage-listed.parquet")
     datasets.Dataset.from_dict({name: [] for name in features}, features=features).to_parquet(folder / "empty.parquet")
     (folder / "empty.jsonl").write_text("")
+    (folder / "twice.csv").write_text("image,question,answer,answer\na.png,?,1,2\n")
     (folder / "broken.parquet").write_text("no parquet")
     (folder / "broken.jsonl").write_text('{"image": ')
     (folder / "no-column.jsonl").write_text('{"picture": "a.png", "question": "?", "answer": "1"}\n')
@@ -111,10 +114,10 @@ def place(tmp_path_factory):
 # id: (command line, what the message must name)
 ERRORS = {
     "unknown command": ("trian", ["'trian'", "expected one of train, audit, probe, evaluate"]),
-    "unknown option": ("train --group_sise 4", ["'--group_sise'", "did you mean --group_size?"]),
-    "unknown option with a value": ("train --taus=4", ["'--taus=4'", "did you mean --tau?"]),
+    "unknown option": ("train --group_sise 4", ["'--group_sise'", "did you mean '--group_size'?"]),
+    "unknown option with a value": ("train --taus=4", ["'--taus=4'", "did you mean '--tau'?"]),
     "option like no other": ("evaluate --zzz", ["'--zzz'", "evaluate --help"]),
-    "option without a value": ("train --steps", ["--steps", "expected one argument"]),
+    "option without a value": ("train --steps", ["--steps", "expected one argument (see cppo_ref train --help)"]),
     "bad choice": ("train --ranking foo", ["--ranking", "'foo'", "'absolute'", "'normalized'"]),
     "bad number": ("train --steps abc", ["--steps", "'abc'"]),
     "number that is not one": ("train --tau nan", ["tau is nan", "above 0"]),
@@ -133,7 +136,10 @@ ERRORS = {
     "config that is cut": ("train --config cut.json", ["'cut.json'", "JSON"]),
     "config that is a list": ("train --config list.json", ["'list.json'", "a list", "one JSON object"]),
     "config that is no text": ("train --config binary.json", ["'binary.json'", "could not be read"]),
-    "unknown model": (f"{TRAIN} --model nowhere/nothing", ["'nowhere/nothing'", "not found"]),
+    "unknown model": (
+        f"{TRAIN} --model nowhere/nothing",
+        ["'nowhere/nothing'", 'not found: give "tiny", a model folder or a Hub name'],
+    ),
     "model of another family": (f"{TRAIN} --model other-model", ["'bert'", "llava"]),
     "no data file": (f"{TRAIN} --data absent.parquet", ["'absent.parquet'", "no such file"]),
     "no data set": (f"{TRAIN} --data nobody/nothing", ["'nobody/nothing'", "the Hub gave no split"]),
@@ -144,6 +150,7 @@ ERRORS = {
     "data without an image column": (f"{TRAIN} --data no-column.jsonl", ["'no-column.jsonl'", "no image column", "images"]),
     "column that is not there": (f"{TRAIN} --data huge.parquet --columns answer=anser", ["'answer=anser'", "mean 'answer'?"]),
     "image folder that is not there": (f"{TRAIN} --data huge.parquet --image_folder absent", ["'absent'", "no such folder"]),
+    "data with two columns of one name": (f"{TRAIN} --data twice.csv", ["'twice.csv'", "two columns 'answer': rename one"]),
     "prompt limit below 0": ("train --max_prompt_tokens -1", ["max_prompt_tokens is -1", "0 or more"]),
     "row without image": (f"{TRAIN} --data no-image.parquet", ["row 2", "no image"]),
     "row without answer": (f"{TRAIN} --data no-answer.parquet", ["row 2", "no answer"]),
@@ -151,7 +158,10 @@ ERRORS = {
     "image that is none": (f"{TRAIN} --data garbage.parquet", ["row 2", "image", "b'not a picture'"]),
     "listed image that is none": (f"{TRAIN} --data garbage-listed.parquet", ["row 2", "image", "b'not a picture'"]),
     "image that is cut": (f"{TRAIN} --data truncated.parquet", ["row 2", "image", "truncated"]),
-    "decompression bomb": (f"{TRAIN} --data bomb.parquet", ["row 2", "decompression bomb", "3600000000 pixels"]),
+    "decompression bomb": (
+        f"{TRAIN} --data bomb.parquet",
+        ["row 2", "refused as a decompression bomb", "3600000000 pixels", "scale it down"],
+    ),
     "smaller bomb": (f"{TRAIN} --data half-bomb.parquet", ["row 2", "decompression bomb", "100000000 pixels"]),
     "prompts that are all too long": (f"{TRAIN} --data huge.parquet", ["all 3 prompts", "237 tokens", "--max_new_tokens"]),
     "resume without a run": (f"{TRAIN} --output new --resume", ["'new'", "no run to resume"]),
@@ -160,7 +170,10 @@ ERRORS = {
         f"{TRAIN} --output done --resume --lora_rank 2 --seed 7 --tau 0.5",
         ["'done'", "seed was 0 and is 7", "tau was 0.1 and is 0.5"],
     ),
-    "output that is a file": (f"{TRAIN} --output file", ["'file'", "is a file"]),
+    "output that is a file": (
+        f"{TRAIN} --output file",
+        ["'file'", "is a file, expected a folder or a new name: choose another --output"],
+    ),
     "output that holds other things": (
         f"{TRAIN} --output notes",
         ["'notes'", "is no run and holds", "a new or an empty folder"],
@@ -174,12 +187,18 @@ ERRORS = {
     "tracker that is not installed": (f"{TRAIN} --trackers trackio", ["'trackio'", "is not installed", "pip install"]),
     "resume with fewer steps": (f"{TRAIN} --output done --resume --lora_rank 2 --steps 0", ["steps is 0", "above 0"]),
     "no such device": (f"{TRAIN} --device tpu", ["--device", "'tpu'", "'cuda'"]),
-    "adapter that is absent": ("evaluate --model model --adapter absent", ["adapter 'absent'"]),
+    "adapter that is absent": (
+        "evaluate --model model --adapter absent",
+        ["adapter 'absent'", "not found or not made for this model: give its folder"],
+    ),
     "adapter that is a model": ("evaluate --model model --adapter model", ["adapter 'model'"]),
     "evaluate: unknown level": ("evaluate --model model --level medium", ["'medium'", "'easy', 'hard'"]),
     "evaluate: no images": ("evaluate --model model --images 0", ["images is 0", "1 or more"]),
     "evaluate: unknown quantization": ("evaluate --quantize int8", ["'int8'", "'nf4', 'none'"]),
-    "evaluate: output exists": ("evaluate --report file", ["report 'file'", "exists already", "another --report"]),
+    "evaluate: output exists": (
+        "evaluate --report file",
+        ["report 'file'", "exists already: choose another --report, nothing was overwritten"],
+    ),
     "export: output exists": ("export --output file", ["'file'", "exists already"]),
     "export: unknown dtype": ("export --output new --dtype int8", ["'int8'", "bfloat16 or float16"]),
     "export: adapter that is absent": ("export --model model --adapter absent --output new", ["adapter 'absent'"]),
@@ -255,6 +274,30 @@ def test_what_is_no_image_is_refused(source):
 def test_a_prompt_without_an_image_is_named(policy, nothing):
     with pytest.raises(InputError, match=r"^row 1 has no image, expected one or more"):
         policy.encode([grey("RGB"), nothing], ["?", "?"])
+
+
+def test_a_prompt_that_leaves_its_completion_no_room_is_named(policy):
+    with pytest.raises(
+        InputError, match=r"prompt of \d+ tokens and 9999 new ones exceed the model's 256: shorten the question"
+    ):
+        policy.check_length(policy.encode([grey("RGB")], ["?"]), 9999)
+
+
+def test_a_model_that_lacks_a_weight_and_an_adapter_that_is_not_finite_are_named(place, policy, tmp_path):
+    shutil.copytree(place / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    lost = next(name for name in sorted(weights) if "q_proj" in name)
+    save_file(
+        {name: weights[name] for name in weights if name != lost}, tmp_path / "model" / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(InputError, match=r"model '.*model' lacks .*q_proj.*: give a whole model"):
+        load_policy(str(tmp_path / "model"), quantize="none", lora=None)
+    policy.model.save_pretrained(tmp_path / "adapter")
+    held = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    broken = min(held)
+    save_file(held | {broken: held[broken] * torch.nan}, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=rf"adapter '.*adapter': {broken} is not finite; take an earlier checkpoint"):
+        load_adapter(policy.model, str(tmp_path / "adapter"), "cpu")
 
 
 def full_disk(*_, **__):

@@ -19,7 +19,7 @@ from cppo_ref.rollouts import completion_mask, generate_rollouts
 from cppo_ref.runs.checkpoints import save_adapter
 from cppo_ref.step import cppo_step
 from cppo_ref.vlm.adapters import LoraOptions
-from cppo_ref.vlm.devices import choose_dtype
+from cppo_ref.vlm.devices import choose_device, choose_dtype
 from cppo_ref.vlm.export import export_merged
 from cppo_ref.vlm.policy import load_policy
 from cppo_ref.vlm.prompts import Prompts, encode_prompts
@@ -242,6 +242,16 @@ def test_dtype_follows_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert choose_dtype("auto", gpu) == torch.bfloat16
     assert choose_dtype("float32", gpu) == torch.float32
+
+
+def test_a_gpu_is_named_with_its_number(monkeypatch):
+    """Under torchrun, accelerate refuses a 4-bit model on a device without one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert [str(choose_device(name)) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device is 'cuda', but torch sees no GPU: use --device cpu or install a CUDA build"):
+        choose_device("cuda")
 
 
 def test_4_bit_weights_cost_little(rows):

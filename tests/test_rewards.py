@@ -95,6 +95,7 @@ def test_extract_boxed_takes_linear_time(piece):
         (r"\frac{1}{2}", "1/2", True),
         (r"\frac{1}{3}", "0.5", False),
         (r"\sqrt{4}", "2", True),
+        ("(1/2)^{100}", r"\frac{1}{2^{100}}", True),
         ("1+x^2", "x^2+1", True),
         ("(1,2)", "1<x<2", True),  # the interval
         ("1<x<2", "(1,2)", False),  # may ask for the point
@@ -233,6 +234,9 @@ def test_an_endless_computation_is_cut_short_by_its_cpu_time_and_the_worker_live
         ("2^{12345}", False),
         ("(x+1)^{100}", True),
         ("(x+1)^{50}", False),
+        ("(1/2)^{100}", False),  # no sum to write out
+        ("(0.9)^{365}", False),
+        ("3*(x-1)^{365}", True),
         ("100!", False),
         ("12345!", True),
         ("3!!", True),
@@ -317,8 +321,22 @@ def test_the_worker_starts_from_any_folder(tmp_path, monkeypatch):
 
 def test_a_worker_that_cannot_start_is_an_error_not_a_wrong_answer(monkeypatch):
     monkeypatch.setattr(sys, "executable", "true")  # the command: ends at once and says nothing
-    with pytest.raises(RuntimeError, match="math-verify worker did not start"):
+    with pytest.raises(ChildProcessError, match="math-verify worker did not start: true must be able to import math_verify"):
         Verifier().ask("1/2", "0.5")
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_started_again(monkeypatch):
+    real, started = subprocess.Popen, []
+
+    def killed_at_first(command, **options):
+        started.append(real(["true"] if not started else command, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", killed_at_first)
+    fresh = Verifier()
+    assert fresh.ask("1/2", "0.5") is True
+    assert started[0].poll() is not None and fresh.worker is started[1]
+    fresh.worker.communicate()
 
 
 def test_a_lower_limit_of_the_system_changes_no_verdict():

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from cppo_ref import step as algorithm
+from cppo_ref import training
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import generate_rollouts
 from cppo_ref.runs.checkpoints import best_checkpoint, checkpoints, drop_later, latest_checkpoint, read_state, save_checkpoint
 from cppo_ref.runs.folder import RunFolder
+from cppo_ref.runs.stopping import CollapseError, Stopped
 from cppo_ref.step import NonFiniteError, cppo_step
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import load_policy
@@ -47,6 +49,8 @@ def test_two_steps_and_two_more_are_four_steps_to_the_bit(tmp_path):
     for name in ("completions.jsonl",):
         assert (halves.output / name).read_text() == (whole.output / name).read_text()
     assert sum(step["perturbed_rows"] for step in whole.history) > 0
+    with pytest.raises(InputError, match=r"run '.*halves' has done 4 steps, more than 3: raise --steps"):
+        run(tmp_path / "halves", 3, resume=True)
 
 
 def test_a_killed_run_resumes_to_the_same_adapter(tmp_path):
@@ -132,6 +136,48 @@ def test_a_failure_right_after_a_checkpoint_leaves_it_as_it_is(tmp_path, monkeyp
     assert best_checkpoint(tmp_path / "a") == latest_checkpoint(tmp_path / "a")
     resumed, whole = run(tmp_path / "a", 4, resume=True), run(tmp_path / "b", 4)
     assert adapter_bytes(resumed) == adapter_bytes(whole)
+
+
+@pytest.mark.parametrize(("owner", "error"), [("cppo_step", RuntimeError), ("step_rows", InputError)])
+def test_whatever_ends_a_run_between_two_checkpoints_costs_no_step(owner, error, tmp_path, monkeypatch, capsys):
+    real, calls = getattr(training, owner), []
+
+    def fails(*args, **options):
+        calls.append(1)
+        if len(calls) == 3 + (owner == "step_rows"):  # which is called before the first step as well
+            raise error("the drive is gone")
+        return real(*args, **options)
+
+    monkeypatch.setattr(training, owner, fails)
+    with pytest.raises(error, match="the drive is gone"):
+        run(tmp_path / "a", 3, save_every=100)
+    assert [path.name for path in checkpoints(tmp_path / "a")] == ["step-000002"]
+    assert "step 2 failed; the last good state is in" in capsys.readouterr().out
+
+
+def test_a_request_after_the_last_step_stops_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "save_adapter", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Stopped, match="stopped at once: what was saved before is whole"):
+        run(tmp_path / "a", 1)
+    assert [path.name for path in checkpoints(tmp_path / "a")] == ["step-000001"]
+
+
+def test_a_collapsed_policy_ends_the_run_and_the_way_back_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "collapsed", lambda history, done: done == 2)
+    said = r"step 1: no reward for 20 steps, the policy has collapsed; rewards were best \(0\.\d\d\) before .*step-000001"
+    said += r".*: go on from there with `.* --checkpoint step-000001 --learning_rate 0\.0003`"
+    with pytest.raises(CollapseError, match=said):
+        run(tmp_path / "a", 3, save_every=1)
+    folder = RunFolder(tmp_path / "a", CPPOConfig())
+    (tmp_path / "a" / "checkpoints" / "step-000001" / "optimizer.pt").write_bytes(b"torn")
+    assert folder.way_back() == "start again with a lower learning rate"
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path):
+    (tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
+    said = r"no whole checkpoint to go on from: '.*step-000002' is damaged \(manifest.json is absent .*\); put back a copy or"
+    with pytest.raises(InputError, match=said):
+        latest_checkpoint(tmp_path)
 
 
 def test_checkpoints_without_their_config_are_not_gone_on_from(tmp_path):

@@ -1,10 +1,13 @@
 """What ends a run early, and how a folder knows that it is whole."""
 
+import signal
+import threading
+
 import pytest
 
 from cppo_ref.config import InputError
 from cppo_ref.runs.manifest import check_whole, damage, owned, seal
-from cppo_ref.runs.stopping import ZERO_STEPS, Stop, Stopped, collapsed
+from cppo_ref.runs.stopping import ZERO_STEPS, Stop, Stopped, collapsed, stop_signals
 
 
 def rewards(*values):
@@ -36,6 +39,37 @@ def test_the_first_request_waits_for_the_step_and_the_second_does_not(capsys):
     assert stop.number == 2 and "stopping after this step, with a checkpoint" in capsys.readouterr().out
     with pytest.raises(Stopped, match="stopped at once: what was saved before is whole"):
         stop.ask(2, None)
+
+
+def test_a_request_in_the_middle_of_a_print_is_taken_as_well(monkeypatch):
+    def reentrant(*_, **__):
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
+
+    monkeypatch.setattr("builtins.print", reentrant)
+    stop = Stop(patient=True)
+    stop.ask(2, None)
+    assert stop.number == 2
+
+
+def test_handlers_come_back_and_one_that_python_did_not_set_becomes_the_default(monkeypatch):
+    put = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: put.append((number, handler)))  # returns None
+    with stop_signals() as stop:
+        assert put == [(signal.SIGINT, stop.ask), (signal.SIGTERM, stop.ask)]
+    assert put[2:] == [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL)]
+
+
+def test_in_a_thread_nobody_can_ask():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def in_thread():
+        with stop_signals() as stop:
+            seen.append((stop, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    assert seen == [(Stop(), before)]
 
 
 def test_a_folder_knows_whether_it_is_whole_and_what_is_not_its_own(tmp_path):

@@ -40,9 +40,7 @@ def load_rows(
         InputError: no such file, split, level or folder; no image, question or answer column; no rows.
     """
     if image_folder and not Path(image_folder).is_dir():
-        raise InputError(
-            f"image_folder is {image_folder!r}, but there is no such folder: give the one that image paths start in"
-        )
+        raise InputError(f"image_folder is {image_folder!r}, but there is no such folder: give one that image paths start in")
     file = _metadata_file(Path(source), split) or Path(source)
     if source == "shapes":
         table = shape_split(split, level)
@@ -61,14 +59,8 @@ def load_rows(
 
 def rows_for(config: CPPOConfig, split: str = "train") -> Rows:
     """The rows that a run with `config` trains on, before those with too long a prompt are dropped; or another split's."""
-    return load_rows(
-        config.data,
-        split,
-        config.level,
-        columns=config.columns,
-        image_folder=config.image_folder,
-        instruction=config.instruction,
-    )
+    options = {name: getattr(config, name) for name in ("columns", "image_folder", "instruction")}
+    return load_rows(config.data, split, config.level, **options)
 
 
 def _metadata_file(folder: Path, split: str) -> Path | None:

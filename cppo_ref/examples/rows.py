@@ -5,7 +5,6 @@ CLEVR-count puts them in <answer> tags. Here that becomes a PIL image, a plain q
 malformed is named by its index and its column.
 """
 
-import difflib
 import io
 import json
 import math
@@ -19,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.config import HF_CACHE_HOME
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cppo_ref.config import InputError
+from cppo_ref.perturbations import MODES
 from cppo_ref.rewards import extract_boxed
+from cppo_ref.runs.checks import nearest
 
 COLUMNS = {  # usual names, the first one found wins
     "image": ("image", "images", "file_name", "file_names"),
@@ -69,9 +71,9 @@ def find_columns(present: Sequence[str], chosen: Sequence[str], source: str) -> 
     for choice in chosen:
         name, _, column = choice.partition("=")
         if name not in COLUMNS or not column:
-            raise InputError(f"columns holds {choice!r}, expected NAME=COLUMN{_nearest(name, COLUMNS)}")
+            raise InputError(f"columns holds {choice!r}, expected NAME=COLUMN{nearest(name, COLUMNS)}")
         if column not in present:
-            raise InputError(f"columns holds {choice!r}, but data {source!r} has no such column{_nearest(column, present)}")
+            raise InputError(f"columns holds {choice!r}, but data {source!r} has no such column{nearest(column, present)}")
         columns[name] = column
     for name, usual in COLUMNS.items():
         found = columns.get(name) or next((column for column in usual if column in present), None)
@@ -80,11 +82,6 @@ def find_columns(present: Sequence[str], chosen: Sequence[str], source: str) -> 
             raise InputError(f"data {source!r} has no {name} column: {expected} with one of {', '.join(present)}")
         columns[name] = found
     return columns
-
-
-def _nearest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else f": there are {', '.join(known)}"
 
 
 def instruction_text(setting: str, source: str) -> str:
@@ -186,12 +183,12 @@ def _without_blanks(text: str) -> str:
 
 
 def _placed(source: Any, folder: Path) -> Any:
-    """`source` with a relative path made to start at `folder`; InputError for one that leaves it, or is no regular file."""
+    """`source`, begun at `folder` if relative; InputError if it leads out (the Hub's cache may be named) or is no file."""
     path = source.get("path") if isinstance(source, dict) and not source.get("bytes") else source
     if not path or not isinstance(path, str):
         return source
     place = os.path.abspath(folder / path)
-    if not Path(place).is_relative_to(os.path.abspath(folder)):
+    if not any(Path(place).is_relative_to(os.path.abspath(root)) for root in (folder, HF_CACHE_HOME)):
         raise InputError(f"image path {path!r} leads out of {str(folder)!r}: set --image_folder to one that holds all images")
     if Path(place).exists() and not Path(place).is_file():
         raise InputError(f"image path {path!r} is no regular file: give a PNG or JPEG")
@@ -231,13 +228,13 @@ def open_image(source: Any) -> Image.Image:
 
 
 def _check_kind(image: Image.Image) -> None:
-    """Before decoding: InputError for more than MOST_PIXELS, several frames, or floats, whose range nobody knows."""
+    """Before decoding: InputError for more than MOST_PIXELS, several frames, or a mode that is no picture's."""
     if image.width * image.height > MOST_PIXELS:
         raise InputError(f"image has {image.width}×{image.height} pixels, at most {MOST_PIXELS:,} are read: scale it down")
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's photo, which holds its preview as well
         raise InputError("image has several frames, expected one: save the one that is meant")
-    if image.mode == "F":
-        raise InputError("image holds floating-point values, expected 8 bits per channel: scale it to 0…255")
+    if image.mode not in MODES or image.mode == "F":  # nobody knows the range of floats
+        raise InputError(f"image mode is {image.mode}, expected grey or colours in whole numbers: save it as RGB")
 
 
 def first_line(error: BaseException) -> str:

@@ -89,7 +89,7 @@ def save_checkpoint(
         buffer = io.BytesIO()  # writing by itself, torch turns a full disk into a RuntimeError about positions
         torch.save(optimizer.state_dict(), buffer)
         (folder / "optimizer.pt").write_bytes(buffer.getbuffer())
-        state = {"step": step, "score": score, "reward": reward, "logs": logs or {}}
+        state = {"step": step, "score": score, "reward": reward, "logs": logs or {}, "computing": policy.computing}
         (folder / "state.json").write_text(json.dumps(state) + "\n")
         if (config := run / "config.json").is_file():
             shutil.copyfile(config, folder / "config.json")  # a copy, should that of the run be damaged
@@ -136,7 +136,7 @@ def best_checkpoint(run: Path, by: str = "score") -> Path | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """{step, score, reward, logs} of a checkpoint."""
+    """{step, score, reward, logs, computing} of a checkpoint."""
     return json.loads((checkpoint / "state.json").read_text())
 
 
@@ -167,7 +167,7 @@ def _prune(run: Path, keep: int, saved: Path) -> None:
     kept = {saved, *checkpoints(run)[-keep:], best_checkpoint(run), best_checkpoint(run, "reward")}
     for path in checkpoints(run):
         if path not in kept and owned(path):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # a network drive may hold a file for a while
 
 
 def restore_checkpoint(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
 from typing import Any, Literal
 
 _LINES, _ROWS, _TOKENS = "each writes log lines", "all are in memory at once", "no context is longer"
@@ -67,7 +68,7 @@ def options(f: dataclasses.Field) -> tuple[str, ...]:
     return f.type.__args__  # type: ignore[union-attr]
 
 
-def nearest(key: str, known: list[str]) -> str:
-    """What to do about an unknown setting, in words."""
-    close = difflib.get_close_matches(key, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else ": see `python -m cppo_ref train --help`"
+def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """What to do about an unknown name, in words: the nearest known one, else `otherwise`, else all there are."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean {close[0]!r}?" if close else f": {otherwise or 'there are ' + ', '.join(known)}"

@@ -1,6 +1,5 @@
 """The run folder: config.json, metrics.jsonl, completions.jsonl, changes.jsonl, checkpoints/, adapter/; and who owns it."""
 
-import fcntl
 import json
 import os
 import shlex
@@ -15,13 +14,13 @@ from typing import Any
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.rollouts import Batch
 from cppo_ref.runs.checkpoints import best_checkpoint, read_state
-from cppo_ref.runs.manifest import digest, flush
+from cppo_ref.runs.manifest import damage, digest, flush
 from cppo_ref.runs.metrics import StepMetrics
 
 # a resumed run may change these and stay the same run; the next two trade memory for time and no more
 MAY_DIFFER = {"steps", "output", "keep_checkpoints", "save_minutes", "probe_rows", "trackers"}
 MAY_DIFFER |= {"micro_batch_size", "activation_checkpointing"}
-LOGGED = {"learning_rate"}  # may change as well, which makes it another run from there: changes.jsonl says so
+LOGGED = {"learning_rate", "device", "dtype"}  # may change as well; it is another run from there, as changes.jsonl says
 LOGS = ("metrics.jsonl", "completions.jsonl")
 LOCK = ".owner"
 
@@ -46,9 +45,7 @@ class RunFolder:
         path = Path(config.output)
         for tracker in config.trackers:
             if find_spec(tracker) is None:
-                raise InputError(
-                    f"tracker {tracker!r} is not installed: `pip install {tracker}`, or leave it out of --trackers"
-                )
+                raise InputError(f"tracker {tracker!r} is not installed: pip install {tracker}, or take it from --trackers")
         if path.exists() and not path.is_dir():
             raise InputError(f"output {config.output!r} is a file, expected a folder or a new name: choose another --output")
         there = (path / "config.json").is_file()
@@ -58,23 +55,23 @@ class RunFolder:
             raise InputError(f"output {config.output!r} holds checkpoints and no config.json: copy it back from one of them")
         if resume and not there:
             raise InputError(f"output {config.output!r} holds no run to resume: leave out --resume")
-        ours = {LOCK, ".config.json.part"}
-        others = [] if there or not path.exists() else sorted({p.name for p in path.iterdir()} - ours)
-        if others:
+        others = sorted(p.name for p in path.glob("[!.]*"))  # a desktop's or a notebook's hidden files are nobody's run
+        if others and not there:
             raise InputError(f"output {config.output!r} is no run and holds {others[0]!r}: choose a new or an empty folder")
         return cls(path, config, changes=_changes(config, path / "config.json") if there else {})
 
     @contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self, resume: bool) -> Iterator[None]:
         """Inside, no other run may use the folder; one that was killed lets go of it. An empty folder does not stay.
 
         Raises:
-            InputError: another run, alive, is in it.
+            InputError: another run, alive, is in it; or what `check` says, as one may have come and gone since then.
         """
         made = [place for place in (self.path, *self.path.parents) if not place.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         handle = _lock(self.path / LOCK)
         try:
+            self.check(self.config, resume)
             yield
         finally:
             (self.path / LOCK).unlink(missing_ok=True)
@@ -83,25 +80,27 @@ class RunFolder:
                 for place in made:
                     place.rmdir()
 
-    def begin(self, start: int, checkpoint: Path | None = None) -> None:
+    def begin(self, start: int, checkpoint: Path | None = None, computing: str = "") -> None:
         """Write the config; keep the logs of the first `start` steps and drop what came after the `checkpoint`.
 
-        Prints how many lines were damaged, and which log is not the one that the checkpoint knew.
+        Prints how many lines were damaged, which log is not the one that the checkpoint knew, and what has changed, which may
+        be what the policy is `computing` in.
         """
-        _write_aside(self.path / "config.json", json.dumps(self.config.to_dict(), indent=2) + "\n")
-        known = read_state(checkpoint)["logs"] if checkpoint else {}
-        for name in LOGS:
-            lines, damaged = _read_lines(self.path / name)
-            text = "".join(json.dumps(line) + "\n" for line in lines if line["step"] < start)
-            if damaged:
-                print(f"{self.path / name}: {damaged} damaged line(s) dropped")
-            elif known.get(name, digest(text.encode())) != digest(text.encode()):
-                print(f"{self.path / name} is not as the run wrote it: lines or numbers in it were changed")
-            _write_aside(self.path / name, text)
-        self.history = _read_lines(self.path / LOGS[0])[0]  # type: ignore[assignment]
-        if self.changes:
+        state = read_state(checkpoint) if checkpoint else {"logs": {}}
+        if (before := state.get("computing", computing)) != computing:
+            self.changes["computing"] = [before, computing]
+        if self.changes:  # before the config, which would hide them from the next start
             print(f"from step {start} on with other settings: {_in_words(self.changes)}")
             _append(self.path / "changes.jsonl", [{"step": start, **self.changes}])
+        _write_aside(self.path / "config.json", json.dumps(self.config.to_dict(), indent=2) + "\n")
+        for name in LOGS:
+            lines, damaged = _read_lines(self.path / name)
+            _write_aside(self.path / name, "".join(json.dumps(line) + "\n" for line in lines if line["step"] < start))
+            if damaged:
+                print(f"{self.path / name}: {damaged} damaged line(s) dropped")
+            elif state["logs"].get(name) not in (None, digest(self.path / name)):
+                print(f"{self.path / name} is not as the run wrote it: lines or numbers in it were changed")
+        self.history = _read_lines(self.path / LOGS[0])[0]  # type: ignore[assignment]
 
     def log(self, metrics: StepMetrics, batch: Batch) -> None:
         """Append the step's scalars to metrics.jsonl and its completions to completions.jsonl."""
@@ -116,7 +115,7 @@ class RunFolder:
 
     def way_back(self) -> str:
         """How to go on from the checkpoint with the best rewards, more slowly."""
-        if not (best := best_checkpoint(self.path, "reward")):
+        if not (best := best_checkpoint(self.path, "reward")) or damage(best):
             return "start again with a lower learning rate"
         rate, reward = self.config.learning_rate / 2, read_state(best)["reward"]
         way = f"{self.command} --checkpoint {best.name} --learning_rate {rate:g}"
@@ -126,26 +125,35 @@ class RunFolder:
         """The SHA-256 of each log, which is on the disk then."""
         for name in LOGS:
             flush(self.path / name)
-        return {name: digest((self.path / name).read_bytes()) for name in LOGS}
+        return {name: digest(self.path / name) for name in LOGS}
 
 
 def _lock(path: Path) -> int:
     """An open file that nobody else holds locked; the system frees it when its process ends, however it ends."""
-    while True:
+    try:
+        import fcntl
+    except ImportError:
+        raise InputError("training locks its run folder, for which Windows has no fcntl: train in WSL") from None
+    for _ in range(10):
         handle = os.open(path, os.O_RDWR | os.O_CREAT)
+        owner, host = os.read(handle, 999).decode(errors="replace"), f" on {socket.gethostname()}"
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = path.read_text() or "another process"
+        except (BlockingIOError, PermissionError):  # NFS may say either
             os.close(handle)
-            raise InputError(f"{str(path.parent)!r} is in use ({owner}): wait for it or choose another --output") from None
+            text = f"{str(path.parent)!r} is in use ({owner or 'another process'}): wait for it or choose another --output"
+            raise InputError(text) from None
         except OSError as error:  # some network drives have no locks
             print(f"{path.parent} cannot be locked ({error}): start no second run in it")
-        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):  # else the owner before us took it away
-            os.truncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-            return handle
+        with suppress(FileNotFoundError):  # the owner before us took it away
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                if owner and not owner.endswith(host):  # many network drives lock for one machine alone
+                    print(f"{path.parent} was in use ({owner}): if that still runs, stop it or this run")
+                os.truncate(handle, 0)
+                os.pwrite(handle, f"process {os.getpid()}{host}".encode(), 0)
+                return handle
         os.close(handle)
+    raise InputError(f"{str(path)!r} is another file each time: choose an --output on another drive")
 
 
 def completion_records(step: int, batch: Batch) -> list[dict[str, Any]]:
@@ -177,7 +185,10 @@ def _changes(config: CPPOConfig, path: Path) -> dict[str, Any]:
     refused = {key: both for key, both in different.items() if key not in MAY_DIFFER | LOGGED}
     if refused:
         changes = _in_words(refused)
-        raise InputError(f"run {config.output!r} was started with other settings ({changes}): use those, or another --output")
+        raise InputError(
+            f"run {config.output!r} was started with other settings ({changes}): use those, or another --output; "
+            f"if its model or data have only moved, write their new place into {str(path)!r}"
+        )
     return {key: both for key, both in different.items() if key in LOGGED}
 
 

@@ -10,9 +10,10 @@ from cppo_ref.config import InputError
 NAME = "manifest.json"
 
 
-def digest(data: bytes) -> str:
-    """SHA-256 of `data`, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:
@@ -35,7 +36,7 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 def seal(folder: Path) -> None:
     """Flush what is in `folder` to the disk, then write its manifest, last."""
-    files = {name: [path.stat().st_size, _file_digest(path)] for name, path in files_of(folder).items()}
+    files = {name: [path.stat().st_size, digest(path)] for name, path in files_of(folder).items()}
     for path in folder.rglob("*"):
         flush(path)
     (folder / NAME).write_text(json.dumps(files, indent=1) + "\n")
@@ -57,29 +58,27 @@ def owned(folder: Path) -> bool:
     return bool(files := listed(folder)) and files_of(folder).keys() <= files.keys()
 
 
-def damage(folder: Path) -> str:
-    """The first file that is not what the manifest of `folder` says, with what is wrong; empty: the folder is whole."""
+def damage(folder: Path, part: str = "") -> str:
+    """The first file that is not what the manifest of `folder` says, with what is wrong; empty: the folder is whole.
+
+    With `part`, the start of names, only those files are looked at.
+    """
     files, present = listed(folder), files_of(folder)
     if not files:
         return f"{NAME} is absent or damaged"
     for name, expected in files.items():
-        if name.endswith(".md"):  # a model card may be edited
+        if name.endswith(".md") or not name.startswith(part):  # a model card may be edited
             continue
         if name not in present:
             return f"{name} is absent"
-        if [present[name].stat().st_size, _file_digest(present[name])] != expected:
+        if [present[name].stat().st_size, digest(present[name])] != expected:
             return f"{name} is not what was written"
     return ""
 
 
 def check_whole(folder: Path) -> None:
-    """InputError if `folder`, or the checkpoint that it lies in, has a manifest that it does not fit."""
+    """InputError if `folder` does not fit its manifest, or that of the checkpoint that it lies in."""
     places = (folder, folder.parent) if (folder.parent / "state.json").is_file() else (folder,)  # other things have manifests
     sealed = next((place for place in places if (place / NAME).is_file()), None)
-    if sealed and (wrong := damage(sealed)):
-        raise InputError(f"{str(sealed)!r} is damaged ({wrong}): take another checkpoint of its run, or a copy")
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if sealed and (wrong := damage(sealed, "" if sealed == folder else f"{folder.name}/")):
+        raise InputError(f"{str(sealed)!r} is damaged ({wrong}): take another checkpoint; if you edited it, delete its {NAME}")

@@ -1,6 +1,5 @@
 """The options of the commands: from dataclasses, with errors of one sentence."""
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from cppo_ref.config import PRESETS, CPPOConfig, InputError, setting
+from cppo_ref.runs.checks import nearest
 from cppo_ref.vlm.profiles import PROFILES
 
 
@@ -60,9 +60,8 @@ def parse(types: Sequence[Any], command: str, arguments: Sequence[str], defaults
     *parsed, rest = parser.parse_args_into_dataclasses(list(arguments), return_remaining_strings=True)
     if rest:
         known = [option for action in parser._actions for option in action.option_strings]
-        close = difflib.get_close_matches(rest[0].split("=")[0], known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"see cppo_ref {command} --help"
-        raise InputError(f"unknown option {rest[0]!r}: {hint}")
+        hint = nearest(rest[0].split("=")[0], known, f"see cppo_ref {command} --help")
+        raise InputError(f"unknown option {rest[0]!r}{hint}")
     return tuple(parsed)
 
 

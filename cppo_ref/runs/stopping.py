@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -35,7 +35,8 @@ class Stop:
         if self.number or not self.patient:
             raise Stopped("stopped at once: what was saved before is whole", number)
         self.number = number
-        print("\nstopping after this step, with a checkpoint; once more stops at once", flush=True)
+        with suppress(RuntimeError):  # the signal came while something was printed
+            print("\nstopping after this step, with a checkpoint; once more stops at once", flush=True)
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def stop_signals() -> Iterator[Stop]:
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
 
 
 def collapsed(history: Sequence[dict[str, float]], steps: int) -> bool:

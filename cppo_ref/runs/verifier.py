@@ -20,7 +20,7 @@ ATTEMPTS = 3  # a killed worker is not the answer's fault
 BOMBS = re.compile(
     r"\^\s*\{?\s*[-+]?[\d.]+\s*\^"  # towers of numbers
     r"|\^\s*\{?\s*[-+]?\d{6}"  # exponents of six digits
-    r"|[)}\]]\s*\^\s*\{?\s*[-+]?\d{3}"  # powers of sums that would be written out
+    r"|[-+].*[)}\]]\s*\^\s*\{?\s*[-+]?\d{3}"  # powers of sums that would be written out
     r"|\d{5}\s*!|!\s*!|\\d?binom\s*\{\s*\d{5}|\d[eE][-+]?\d{4}"  # factorials and the like
     r"|\\(int|sum|prod)"  # worked out term by term
 )
@@ -73,11 +73,13 @@ class Verifier:
         # by path, -P: found from any folder, and no module beside it shadows another; a session of its own: spared by Ctrl-C
         program, pipe = [sys.executable, "-P", __file__], subprocess.PIPE
         options = {"env": os.environ | {"PYTHONHASHSEED": "0"}, "start_new_session": True}
-        worker = subprocess.Popen(program, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, **options)
-        assert worker.stdout is not None
-        if worker.stdout.readline() != "ready\n":  # imports done
-            raise RuntimeError(f"the math-verify worker did not start; {sys.executable} must be able to import math_verify")
-        return worker
+        for _ in range(ATTEMPTS):
+            worker = subprocess.Popen(program, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, **options)
+            assert worker.stdout is not None
+            if worker.stdout.readline() == "ready\n":  # imports done
+                return worker
+            self._drop(worker)
+        raise ChildProcessError(f"the math-verify worker did not start: {sys.executable} must be able to import math_verify")
 
     def _exchange(self, worker: "subprocess.Popen[str]", candidate: str, answer: str) -> str:
         assert worker.stdin is not None and worker.stdout is not None
@@ -93,12 +95,8 @@ def serve() -> None:
     """The worker's loop: read [candidate, answer, seconds] as JSON lines; write "true", "false", "undecided" or "again"."""
     for candidate, answer in (("1/2", "0.5"), ("\\sqrt{2}+\\cos(1)", "x^2=1"), ("1+x^2", "x^2+1")):
         judge(candidate, answer)  # what every child would load first
-    verdicts = {
-        10: "true",
-        11: "false",
-        12: "undecided",
-        -signal.SIGPROF: "undecided",
-    }  # by a child's end; any other, Python's own 1 included: it was killed or broke down
+    # by a child's end; any other, Python's own 1 included: it was killed or broke down
+    verdicts = {10: "true", 11: "false", 12: "undecided", -signal.SIGPROF: "undecided"}
     print("ready", flush=True)
     for line in sys.stdin:
         candidate, answer, seconds = json.loads(line)

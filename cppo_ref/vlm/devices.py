@@ -14,7 +14,9 @@ def choose_device(device: str) -> torch.device:
     """ "auto" is the GPU if there is one; InputError if "cuda" is asked for and there is none."""
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but torch sees no GPU: use --device cpu or install a CUDA build of torch")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())  # accelerate asks 4-bit models for the number
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

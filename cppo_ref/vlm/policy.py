@@ -62,6 +62,12 @@ class Policy:
         return self.vlm.lm_head.out_features
 
     @property
+    def computing(self) -> str:
+        """In which format and where, such as "float16 on Tesla T4": with another one, a resumed run has other bytes."""
+        on_gpu = self.device.type == "cuda"
+        return f"{self.dtype} on {torch.cuda.get_device_name(self.device) if on_gpu else 'cpu'}".removeprefix("torch.")
+
+    @property
     def trainable(self) -> list[torch.nn.Parameter]:
         """The parameters that learn: the adapters'."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

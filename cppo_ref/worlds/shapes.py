@@ -174,7 +174,7 @@ def label_tokens(text: str, tokenizer: Tokenizer, row: dict | None = None) -> li
     tokens = tokenizer.tokenize(text)
     truth = [thing["color"] for thing in row["objects"]] if row else None
     start = int(bool(tokens) and tokens[0] not in CELL_WORDS)  # 0: the opening <think> was left out
-    listed = _listing(tokens[start:])
+    listed = list(takewhile(lambda token: token in CELL_WORDS, tokens[start:]))
     asked = asked_colors(row["question"]) if row else _mentioned(tokens[start + len(listed) :])
     expected = tokenizer.tokenize(completion_text(listed, asked))[1 - start :]
     labels = []
@@ -189,11 +189,6 @@ def label_tokens(text: str, tokenizer: Tokenizer, row: dict | None = None) -> li
         unknown = row is None and token in COLORS
         labels.append(TokenLabel(token, "reasoning" if is_word else "format", None if unknown else right))
     return labels
-
-
-def _listing(tokens: list[str]) -> list[str]:
-    """The run of cell words that `tokens` begin with."""
-    return list(takewhile(lambda token: token in CELL_WORDS, tokens))
 
 
 def _mentioned(tokens: list[str]) -> list[str]:
