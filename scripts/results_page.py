@@ -211,13 +211,13 @@ SETTING = """Each method has {n} seeds ({seeds}):
 - **Consistency**: GRPO, plus the same words under a harmless change, and nothing else of CPPO. {consistency_steps} steps, about CPPO's time.
 - **CPPO**: this package's, {steps} steps.
 
-Rate and weight of each were tuned on both worlds, four settings each (one of GRPO's collapsed). {images} test pictures of each kind; differences are paired by seed. Square brackets are 95 % BCa bootstrap intervals over seeds. Rules fixed before the runs: *equal* if the interval lies within ±{margin} points; *helps* or *hurts* if it lies on one side of 0 and the sign-flip p is below 0.05 after Holm's correction for twelve comparisons; else *undecided*. An interval beside 0 alone is not enough."""
+Rate and weight of each were tuned on both worlds, four settings each (one of GRPO's collapsed). {images} test pictures of each kind; differences are paired by seed. Square brackets are 95 % BCa bootstrap intervals over seeds. Rules fixed before the runs: *equal* if the interval lies within ±{margin} points; *helps* or *hurts* if it lies on one side of 0 and the sign-flip p is below 0.05 after Holm's correction for twelve comparisons; else *undecided*."""
 
 UNSEEN_TEXT = """CPPO's lead in points:"""
 
 PLAIN_TEXT = """A second family of twelve, with its own correction:"""
 
-MEANS_TEXT = """*Likeliest* answers that are right, in 100; the figure shows sampled ones. *Blank* is one grey for all pictures: only guessing is left. The last column is the CPU time of training."""
+MEANS_TEXT = """*Likeliest* answers that are right, in 100 (the figure: sampled). *Blank* is one grey for all pictures. Seconds are the CPU time of training."""
 
 ACCEPTED_TEXT = """Each base had to pass this before any training, on 300 validation pictures: AUROC of ΔH at least 0.90 under the paper's noise patches; greedy (likeliest) answers 0.4 to 0.7 right; at least 0.6 of the wrong ones misread the picture; blank pictures at most 0.05 above a constant guess; at most 0.35 of the tokens are perception."""
 
@@ -225,7 +225,7 @@ LIMITS = """- **Two toy worlds, one tiny model each**, one pretraining per base,
 - **The weight is small.** Of two weights tuning took the smaller, for CPPO and for consistency. Still smaller ones come closer to GRPO and were not tried.
 - **One setting for both worlds**, the best on average; one validation seed each.
 - **CPPO here is this package's** (exact KL, detached anchor), not the authors' code; [the first study](../study/first.md) compares them.
-- **Twelve runs of an earlier version were seen** before the protocol was amended. Seeds and settings here are new.
+- **Twelve runs of an earlier version were seen** before the protocol was amended; seeds and settings are new.
 - **Ten seeds are few.** *Undecided* is not *equal*. With a t-test, {moved} of the 24 verdicts would be others."""
 
 EVIDENCE = """**{verdict}**

@@ -15,7 +15,7 @@ from study.analysis import power_table
 from study.arms import ARMS, MAIN, SUITES, SWEEPS, arms_of, arms_table
 from study.controls import Controls
 from study.hints import HintedOptions
-from study.plan import HASHED, Run, plan, seeds_in
+from study.plan import HASHED, LATER, Run, plan, seeds_in
 from study.runner import StudyOptions, run_study
 
 ROOT = Path(__file__).parents[2]
@@ -63,12 +63,17 @@ def test_every_arm_is_a_valid_config_that_differs_from_the_defaults_as_the_table
     follows = (
         {"learning_rate", "max_new_tokens"} if "level" in arm.changes else {"learning_rate"}
     )  # the limit follows the level
-    assert changed - follows <= arm.changes.keys() <= set(HASHED)
+    assert changed - follows <= arm.changes.keys() <= {*HASHED, *LATER}
     assert config["learning_rate"] == arm.changes.get("learning_rate", 3e-4)  # the default when the study began
     assert all((config | dataclasses.asdict(run.controls))[name] == value for name, value in arm.changes.items())
-    assert config["steps"] == {"grpo_equal_time": 140, "cppo_longer": 140, "augmented_tuned": 112, "untrained": 1}.get(
-        arm.name.partition("-")[0], 80
-    )
+    assert config["steps"] == {
+        "grpo_equal_time": 140,
+        "cppo_longer": 140,
+        "augmented_tuned": 104,
+        "grpo_longer": 104,
+        "consistency_tuned": 64,
+        "untrained": 1,
+    }.get(arm.name.partition("-")[0], 80)
 
 
 def test_the_main_arms_are_those_of_the_issue():
@@ -242,7 +247,10 @@ def test_verification_compares_exactly_or_within_the_tolerance(place, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"suite": "all"}, "suite is 'all', expected one of main, sweeps, mechanism, second, price, tuning, worlds, detector"),
+        (
+            {"suite": "all"},
+            "suite is 'all', expected one of main, sweeps, mechanism, second, price, tuning, worlds, explored, detector",
+        ),
         ({"arms": "gpro"}, "arm 'gpro' is not in suite main"),
         ({"base": "huge"}, "base is 'huge', expected one of tiny"),
         ({"base": "robust"}, "base 'robust' was not made yet: run python -m study --make-base robust"),
