@@ -146,7 +146,7 @@ def _bars(ax: Axes, reports: Mapping[str, Mapping[str, Any]]) -> None:
         for place, height in zip(x, heights, strict=True):
             ax.text(place, 0.02, f"{height:.2f}", ha="center", fontsize=9, color="white", weight="bold")
     splits = next(iter(reports.values()))
-    ax.set_xticks(range(len(splits)), [split.replace("test_", "") for split in splits])
+    ax.set_xticks(range(len(splits)), [split.replace("test_", "").replace(" ", "\n") for split in splits])
     samples = next(iter(splits.values())).samples
     ax.set(ylabel=f"avg@{samples} (share right, 95 % interval)", ylim=(0, 1), xlabel="test images")
     ax.legend(loc="upper right")
