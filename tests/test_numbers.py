@@ -1,4 +1,4 @@
-"""The formulas in 16 bits, with a vocabulary of two words, and with a word that is forbidden: finite, and near float64's values."""
+"""The formulas in 16 bits, with two words, and with a forbidden word: finite, and near what is computed by hand."""
 
 import math
 
