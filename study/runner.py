@@ -68,13 +68,15 @@ def run_study(options: StudyOptions) -> None:
     missing = [run for run in runs if run not in done]
     hours = sum(estimate(missing, store.read_csv(out / "study.csv"))) / options.workers / 3600
     print(f"{len(runs)} runs, {len(done)} finished, {len(missing)} to go: about {hours:.1f} h with {options.workers} workers")
+    known = acceptance_lines(runs, out)
+    print(*known, sep="\n", end="\n" * bool(known))
     if options.dry_run:
         print("\n".join(f"{run.base:<15}{run.arm:<28}seed {run.seed:<5}{run.config_hash}" for run in missing))
         return
     store.refuse_to_replace(out, runs)
     store.merge(out, runs)
     run_all(missing, out, options.workers)
-    print("\n".join(acceptance_lines(runs, out)))
+    print("\n".join(line for line in acceptance_lines(runs, out) if line not in known))
 
 
 def acceptance_lines(runs: Sequence[Run], out: Path) -> list[str]:
