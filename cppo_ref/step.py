@@ -63,6 +63,7 @@ class Parts:
     choose: Callable[..., Bool[Tensor, "B T"]] = perception_tokens
     token_loss: Callable[..., Float[Tensor, " N"]] = contrastive_tokens
     policy_weight: float = 1.0  # of GRPO's surrogate
+    credit: Callable[[Batch], Float[Tensor, "B T"]] | None = None  # a factor of each token's advantage, 0 or more; None: 1
 
 
 CPPO = Parts()
@@ -210,6 +211,8 @@ def loss_terms(
     logprobs = hidden_logprobs(policy, hidden, ids, mask, config.temperature)
     old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs[rows]
     surrogate = clipped_surrogate(logprobs, old, batch.advantages[rows], clip_low=config.clip_low, clip_high=config.clip_high)
+    if parts.credit is not None:
+        surrogate = surrogate * parts.credit(batch)[rows]
     ratio = (logprobs.detach() - old).exp()
     outside = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
     terms = {"policy_loss": weighted_sum(surrogate, weights), "clip_fraction": weighted_sum(outside.float(), weights)}

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 
 from cppo_ref.perturbations import blank, preserve
-from cppo_ref.worlds.shapes import LEVELS, level_named, sample_row
+from cppo_ref.worlds.shapes import LEVELS, sample_row
 from cppo_ref.worlds.splits import SHIFT_STRENGTH, SPLITS, WORLD_SEED
 
 FEATURES = datasets.Features(
@@ -31,7 +31,7 @@ def make_split(split: str, level: str) -> datasets.Dataset:
     """
     base = "test" if split.startswith("test") else split
     rng = np.random.default_rng([WORLD_SEED, list(LEVELS).index(level), list(SPLITS).index(base)])
-    rows = [sample_row(rng, level_named(level)) for _ in range(SPLITS[base])]
+    rows = [sample_row(rng, LEVELS[level]) for _ in range(SPLITS[base])]
     for row in rows:
         if split == "test_shift":
             row["image"] = preserve(row["image"], rng, strength=SHIFT_STRENGTH)

@@ -109,6 +109,8 @@ WORLD_MAIN = (
     _tuned("consistency", "is KL⁺ enough, in the same time: no removing view, no contrast, no detector, no gate?"),
 )
 _CPPO, _GRPO = (RIVALS[rival][CHOSEN_SETTINGS[rival]] for rival in ("cppo", "grpo"))
+# no token gets CPL: a weight above 0 has the views made, and all rows looked at, as this credit needs
+LOOKING = {**_CPPO, "credit": "looking", "advantage_gate": False, "removing": ["patch_mask"]}
 EXPLORED = (  # after the primary family, on `eyes`
     Arm("cppo_random", {**_CPPO, "tokens": "random"}, "as many tokens at random"),
     Arm("cppo_all", {**_CPPO, "tokens": "all"}, "all tokens"),
@@ -117,6 +119,7 @@ EXPLORED = (  # after the primary family, on `eyes`
     Arm("cppo_all_tau1", {**_CPPO, "tokens": "all", "tau": 1.0}, "all tokens, τ = 1"),
     Arm("grpo_longer", _GRPO, "GRPO for as long as CPPO takes", EQUAL_TIME["augmented"]),
     Arm("grpo_noisy", {**_GRPO, "noisy": 0.5}, "half of each group sampled under a preserving view (NoisyRollout)"),
+    Arm("grpo_looking", LOOKING, "credit to the 40 % of tokens that depend most on the image (after VPPO)"),
     Arm("grpo_percepts", {**_GRPO, "reward": "percepts"}, "reward: the share of words seen rightly"),
     Arm("grpo_format", {**_GRPO, "reward": "format"}, "reward: format alone"),
     Arm("grpo_random", {**_GRPO, "reward": "random"}, "reward: a coin"),

@@ -22,10 +22,12 @@ from cppo_ref.rollouts import Batch, Rollouts, generate_rollouts
 from cppo_ref.runs.seeds import stream_seed
 from cppo_ref.step import CPPO, Parts, perception_tokens
 from cppo_ref.vlm.policy import Policy
+from study.credit import Looking
 
 TOKENS = ("shift", "random", "all", "true")
 LOSSES = ("cpl", "pull", "push", "papo", "consistency")
 REWARDS = ("answer", "format", "random", "percepts")
+CREDITS = ("all", "looking")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Controls:
     reward: Literal["answer", "format", "random", "percepts"] = (
         "answer"  # the paper's, its format alone, a coin, right percepts
     )
+    credit: Literal["all", "looking"] = "all"  # tokens that learn from the reward: all, or those that depend on the image
 
     def __post_init__(self) -> None:
         checks = [
@@ -49,6 +52,7 @@ class Controls:
             ("augment", 0 <= self.augment <= 1, "a share between 0 and 1"),
             ("noisy", 0 <= self.noisy < 1, "a share from 0 to below 1"),
             ("reward", self.reward in REWARDS, f"one of {', '.join(REWARDS)}"),
+            ("credit", self.credit in CREDITS, f"one of {', '.join(CREDITS)}"),
         ]
         for name, ok, expected in checks:
             if not ok:
@@ -56,13 +60,15 @@ class Controls:
 
     def parts(self, policy: Policy, config: CPPOConfig, step: int) -> Parts:
         """These controls as step number `step` takes them."""
-        return Parts(
+        parts = Parts(
             sample=partial(sample_rollouts, config=config, step=step, augment=self.augment, noisy=self.noisy),
             reward=CPPO.reward if self.reward == "answer" else partial(REWARDED[self.reward], policy, config, step),
             choose=perception_tokens if self.tokens == "shift" else partial(choose_tokens, tokens=self.tokens),
             token_loss=partial(perception_loss, kind=self.perception_loss),
             policy_weight=self.policy_weight,
         )
+        looking = Looking()
+        return parts if self.credit == "all" else replace(parts, choose=looking.choose, credit=looking.credit)
 
 
 def choose_tokens(

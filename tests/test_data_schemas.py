@@ -17,7 +17,7 @@ from cppo_ref.examples.rows import INSTRUCTION, find_columns, images_of, plain_a
 from cppo_ref.rewards import reward
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import load_policy
-from cppo_ref.worlds.shapes import level_named, sample_row
+from cppo_ref.worlds.shapes import LEVELS, sample_row
 
 TEXT, PICTURE = datasets.Value("string"), datasets.Image()
 SMALL = {"steps": 2, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 8, "lora_rank": 2, "eval_rows": 0}
@@ -26,7 +26,7 @@ QUESTIONS, COUNTS = ["How many red shapes?", "How many blue shapes?", "How many 
 
 def pictures(count=3):
     rng = np.random.default_rng(7)
-    return [sample_row(rng, level_named("easy"))["image"] for _ in range(count)]
+    return [sample_row(rng, LEVELS["easy"])["image"] for _ in range(count)]
 
 
 def write_parquet(path, columns, features):

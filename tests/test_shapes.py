@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cppo_ref.worlds.shapes import BACKGROUND, COLORS, LEVELS, completion_text, label_tokens, level_named, sample_row
+from cppo_ref.worlds.shapes import BACKGROUND, COLORS, LEVELS, completion_text, label_tokens, sample_row
 from study.pretraining import build_processor
 
 SEEN = "red none blue red none none green none none"
@@ -89,11 +89,6 @@ def test_rows_are_the_same_in_processes_with_different_hash_seeds():
 def test_rows_depend_on_the_seed():
     assert rows_of("easy", 5, seed=0) == rows_of("easy", 5, seed=0)
     assert rows_of("easy", 5, seed=0) != rows_of("easy", 5, seed=1)
-
-
-def test_an_unknown_level_is_named():
-    with pytest.raises(ValueError, match="'medium', expected one of easy, hard"):
-        level_named("medium")
 
 
 def test_completion_text_counts_what_was_listed():

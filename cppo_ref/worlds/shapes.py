@@ -85,13 +85,6 @@ class Level:
 LEVELS = {"easy": Level("easy", 3, 1, 4), "hard": Level("hard", 4, 2, 6)}
 
 
-def level_named(name: str) -> Level:
-    """The level called `name`; ValueError if there is none."""
-    if name not in LEVELS:
-        raise ValueError(f"level is {name!r}, expected one of {', '.join(LEVELS)}")
-    return LEVELS[name]
-
-
 def world_of(row: dict) -> World:
     """The world that a row names (`world`), or the level of the shape world; ValueError for a row of other data."""
     if "world" in row:
