@@ -40,13 +40,11 @@ PIECES += [*list("{}()[]$^_\\1x=%,+-./\n\x00�²٢"), "1/2", "0.5", "\\pi", "e^
 
 
 def completions(number: int, rng: random.Random) -> Case:
-    """A thousand things that a policy may write: each has a reward, and none raises. Some reach math-verify."""
+    """A thousand things that a policy may write: each has a reward, and none raises. One in five reaches math-verify."""
     for _ in range(1000):
         inside = "".join(rng.choices(PIECES, k=rng.randrange(1, 12)))
-        text = rng.choice(("<think></think>\\boxed{%s}", "\\boxed{%s}", "%s", "<think>%s\\boxed{")) % inside
-        text = text * rng.choice((1, 1, 1, 2, 50))
-        if rng.random() < 0.93:  # mostly numbers, for which math-verify is not asked
-            text = f"<think></think>\\boxed{{{''.join(rng.choices('0123456789.', k=rng.randrange(1, 6)))}}}"
+        boxed, other = ("<think></think>\\boxed{%s}", "\\boxed{%s}"), ("%s", "<think>%s\\boxed{", f"\\boxed{{%s{'9' * 500}}}")
+        text = rng.choice(boxed if rng.random() < 0.25 else other) % inside * rng.choice((1, 1, 1, 2, 50))
         earned = reward(text, rng.choice(("17",) * 20 + ("1/2", "A", "x^2")))
         if not any(math.isclose(earned, value) for value in (0.0, 0.1, 0.9, 1.0)):
             return Case(repr(text[:60]), LOST, str(earned), count=1000)
