@@ -195,6 +195,12 @@ def test_a_view_in_the_place_of_the_image_is_what_the_policy_sees():
     assert images_of({"image": view}) == [view]
 
 
+@pytest.mark.parametrize("row", [{}, {"image": None, "images": []}])
+def test_a_row_of_no_image_is_refused(row):
+    with pytest.raises(InputError, match=r"^a row has no image, expected one or more: give it one, or leave the row out$"):
+        images_of(row)
+
+
 def test_image_paths_start_beside_the_data_file_or_in_the_image_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for place, colour in (("data", "red"), ("elsewhere", "blue"), (".", "black")):
@@ -205,7 +211,8 @@ def test_image_paths_start_beside_the_data_file_or_in_the_image_folder(tmp_path,
     for rows in (load_rows(path), load_rows(relative)):
         assert row_at(rows, 0)["image"].getpixel((0, 0)) == (255, 0, 0)
     assert row_at(load_rows(path, image_folder="elsewhere"), 0)["image"].getpixel((0, 0)) == (0, 0, 255)
-    with pytest.raises(InputError, match="image_folder is 'nowhere', but there is no such folder"):
+    said = "image_folder is 'nowhere', but there is no such folder: give one that image paths start in$"
+    with pytest.raises(InputError, match=said):
         load_rows(path, image_folder="nowhere")
 
 
@@ -268,11 +275,19 @@ def png(picture, folder):
 
 
 MALFORMED = {  # id: (changes to a good row, column named, what is said)
-    "image file that is absent": ({"images": [{"path": "no.png"}]}, "images", "no.png' does not exist: correct the path"),
+    "image file that is absent": (
+        {"images": [{"path": "no.png"}]},
+        "images",
+        "no.png' does not exist: correct the path, or set --image_folder",
+    ),
     "null image": ({"images": None}, "images", "no image: fill it or drop the row"),
     "no image in the list": ({"images": []}, "images", "no image"),
     "null in the list": ({"images": [None]}, "images", "image is None, expected a picture"),
-    "undecodable image": ({"images": [{"bytes": b"not a picture"}]}, "images", "in no format that Pillow knows"),
+    "undecodable image": (
+        {"images": [{"bytes": b"not a picture"}]},
+        "images",
+        "image b'not a picture' is in no format that Pillow knows: give a PNG or JPEG",
+    ),
     "empty question": ({"problem": ""}, "problem", "no question"),
     "null question": ({"problem": None}, "problem", "no question"),
     "question of a marker alone": ({"problem": " <image> \n"}, "problem", "no question"),
@@ -401,7 +416,9 @@ def test_nothing_is_said_where_nothing_is_dropped(policy, tmp_path, capsys):
 
 
 def test_a_limit_that_leaves_no_row_says_how_far_off_it_is(policy, tmp_path):
-    with pytest.raises(InputError, match="all 2 prompts are longer than 12 tokens, the shortest has 23: raise"):
+    said = "all 2 prompts are longer than 12 tokens, the shortest has 23: "
+    said += "raise --max_prompt_tokens, or lower --max_new_tokens or --max_pixels$"
+    with pytest.raises(InputError, match=said):
         drop_overlong(policy, words(tmp_path, [20, 5]), limits(12, 8))
 
 
@@ -416,7 +433,9 @@ def test_a_row_keeps_its_number_in_the_file_when_others_were_dropped(tmp_path):
     rows = words(tmp_path, [1, 2, 3, 4]).keep([1, 3]).keep([1])
     assert (len(rows), row_at(rows, 0)["answer"]) == (1, "4")
     (tmp_path / "a.png").unlink()
-    with pytest.raises(InputError, match=r"^row 3, column image: image file .*a.png' does not exist"):
+    said = f"row 3, column image: image file {str(tmp_path / 'a.png')!r} does not exist: "
+    said += "correct the path, or set --image_folder"
+    with pytest.raises(InputError, match=re.escape(said)):
         row_at(rows, 0)
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import struct
 import zlib
@@ -24,6 +25,7 @@ from cppo_ref.examples.loading import load_rows
 from cppo_ref.examples.rows import open_image, row_at
 from cppo_ref.runs.checkpoints import checkpoints, save_atomically, save_checkpoint
 from cppo_ref.vlm.adapters import LoraOptions, load_adapter
+from cppo_ref.vlm.families import FAMILIES
 from cppo_ref.vlm.policy import load_policy
 from study.pretraining import build_model, build_processor
 
@@ -95,6 +97,8 @@ def place(tmp_path_factory):
     processor.save_pretrained(folder / "model")
     (folder / "other-model").mkdir()
     (folder / "other-model" / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "coded-model").mkdir()
+    (folder / "coded-model" / "config.json").write_text('{"model_type": "mystery", "auto_map": {"AutoConfig": "code.Config"}}')
     (folder / "file").write_text("mine")
     (folder / "notes").mkdir()
     (folder / "notes" / "mine.txt").write_text("mine")
@@ -132,39 +136,82 @@ ERRORS = {
     "config with text for a number": ("train --config text.json", ["steps is 'many'", "whole number"]),
     "config with text for a switch": ("train --config flag.json", ["detach_anchor is 'no'", "true or false"]),
     "config with null": ("train --config null.json", ["tau is None", "a number"]),
-    "config that is absent": ("train --config absent.json", ["'absent.json'", "No such file"]),
-    "config that is cut": ("train --config cut.json", ["'cut.json'", "JSON"]),
-    "config that is a list": ("train --config list.json", ["'list.json'", "a list", "one JSON object"]),
-    "config that is no text": ("train --config binary.json", ["'binary.json'", "could not be read"]),
+    "config that is absent": (
+        "train --config absent.json",
+        ["config 'absent.json' could not be read (", "No such file", "): give a JSON file of settings"],
+    ),
+    "config that is cut": (
+        "train --config cut.json",
+        ["config 'cut.json' could not be read (", "): give a JSON file of settings"],
+    ),
+    "config that is a list": (
+        "train --config list.json",
+        ["config 'list.json' holds a list, expected one JSON object of settings"],
+    ),
+    "config that is no text": (
+        "train --config binary.json",
+        ["config 'binary.json' could not be read (", "): give a JSON file of settings"],
+    ),
     "unknown model": (
         f"{TRAIN} --model nowhere/nothing",
         ["'nowhere/nothing'", 'not found: give "tiny", a model folder or a Hub name'],
     ),
-    "model of another family": (f"{TRAIN} --model other-model", ["'bert'", "llava"]),
-    "no data file": (f"{TRAIN} --data absent.parquet", ["'absent.parquet'", "no such file"]),
-    "no data set": (f"{TRAIN} --data nobody/nothing", ["'nobody/nothing'", "the Hub gave no split"]),
-    "data without rows": (f"{TRAIN} --data empty.parquet", ["'empty.parquet'", "has no rows"]),
-    "data of no bytes": (f"{TRAIN} --data empty.jsonl", ["'empty.jsonl'", "has no rows"]),
+    "model of another family": (
+        f"{TRAIN} --model other-model",
+        [f"model type 'bert' is not supported, expected one of {', '.join(FAMILIES)}"],
+    ),
+    "model with code of its own": (
+        f"{TRAIN} --model coded-model",
+        ["model 'coded-model' brings code of its own, which is never run: take another model"],
+    ),
+    "no data file": (
+        f"{TRAIN} --data absent.parquet",
+        ["data is 'absent.parquet', but there is no such file: give a path to a .parquet file"],
+    ),
+    "no data set": (
+        f"{TRAIN} --data nobody/nothing",
+        ["data is 'nobody/nothing': not \"shapes\", no local file, and the Hub gave no split 'train' (", ")"],
+    ),
+    "data without rows": (
+        f"{TRAIN} --data empty.parquet",
+        ["data 'empty.parquet' has no rows: give a dataset with at least one"],
+    ),
+    "data of no bytes": (f"{TRAIN} --data empty.jsonl", ["data 'empty.jsonl' has no rows: give a dataset with at least one"]),
     "data that is no parquet": (f"{TRAIN} --data broken.parquet", ["'broken.parquet'", "could not be read as parquet"]),
     "data that is no JSON": (f"{TRAIN} --data broken.jsonl", ["'broken.jsonl'", "could not be read as json"]),
     "data without an image column": (f"{TRAIN} --data no-column.jsonl", ["'no-column.jsonl'", "no image column", "images"]),
     "column that is not there": (f"{TRAIN} --data huge.parquet --columns answer=anser", ["'answer=anser'", "mean 'answer'?"]),
-    "image folder that is not there": (f"{TRAIN} --data huge.parquet --image_folder absent", ["'absent'", "no such folder"]),
+    "image folder that is not there": (
+        f"{TRAIN} --data huge.parquet --image_folder absent",
+        ["image_folder is 'absent', but there is no such folder: give one that image paths start in"],
+    ),
     "data with two columns of one name": (f"{TRAIN} --data twice.csv", ["'twice.csv'", "two columns 'answer': rename one"]),
     "prompt limit below 0": ("train --max_prompt_tokens -1", ["max_prompt_tokens is -1", "0 or more"]),
     "row without image": (f"{TRAIN} --data no-image.parquet", ["row 2", "no image"]),
     "row without answer": (f"{TRAIN} --data no-answer.parquet", ["row 2", "no answer"]),
     "row without question": (f"{TRAIN} --data no-question.parquet", ["row 2", "no question"]),
-    "image that is none": (f"{TRAIN} --data garbage.parquet", ["row 2", "image", "b'not a picture'"]),
-    "listed image that is none": (f"{TRAIN} --data garbage-listed.parquet", ["row 2", "image", "b'not a picture'"]),
+    "image that is none": (
+        f"{TRAIN} --data garbage.parquet",
+        ["row 2, column image: image b'not a picture' is in no format that Pillow knows: give a PNG or JPEG"],
+    ),
+    "listed image that is none": (
+        f"{TRAIN} --data garbage-listed.parquet",
+        ["row 2, column images: image b'not a picture' is in no format that Pillow knows: give a PNG or JPEG"],
+    ),
     "image that is cut": (f"{TRAIN} --data truncated.parquet", ["row 2", "image", "truncated"]),
     "decompression bomb": (
         f"{TRAIN} --data bomb.parquet",
         ["row 2", "refused as a decompression bomb", "3600000000 pixels", "scale it down"],
     ),
     "smaller bomb": (f"{TRAIN} --data half-bomb.parquet", ["row 2", "decompression bomb", "100000000 pixels"]),
-    "prompts that are all too long": (f"{TRAIN} --data huge.parquet", ["all 3 prompts", "237 tokens", "--max_new_tokens"]),
-    "resume without a run": (f"{TRAIN} --output new --resume", ["'new'", "no run to resume"]),
+    "prompts that are all too long": (
+        f"{TRAIN} --data huge.parquet",
+        [
+            "all 3 prompts are longer than 237 tokens, the shortest has 535: ",
+            "raise --max_prompt_tokens, or lower --max_new_tokens or --max_pixels",
+        ],
+    ),
+    "resume without a run": (f"{TRAIN} --output new --resume", ["output 'new' holds no run to resume: leave out --resume"]),
     "output that holds a run": (f"{TRAIN} --output done", ["'done'", "holds a run already", "--resume"]),
     "resume with another setting": (
         f"{TRAIN} --output done --resume --lora_rank 2 --seed 7 --tau 0.5",
@@ -178,13 +225,16 @@ ERRORS = {
         f"{TRAIN} --output notes",
         ["'notes'", "is no run and holds", "a new or an empty folder"],
     ),
-    "output without a name": ("train --output=", ["output is ''", "the name of a folder"]),
+    "output without a name": ("train --output=", ["output is '', expected the name of a folder"]),
     "seed that no generator takes": (
         f"train --seed {2**64}",
         ["seed is 18446744073709551616", "at most 9,223,372,036,854,775,807"],
     ),
     "infinite number": ("train --kl_weight inf", ["kl_weight is inf", "0 or more and at most 1,000"]),
-    "tracker that is not installed": (f"{TRAIN} --trackers trackio", ["'trackio'", "is not installed", "pip install"]),
+    "tracker that is not installed": (
+        f"{TRAIN} --trackers trackio",
+        ["tracker 'trackio' is not installed: pip install trackio, or take it from --trackers"],
+    ),
     "resume with fewer steps": (f"{TRAIN} --output done --resume --lora_rank 2 --steps 0", ["steps is 0", "above 0"]),
     "no such device": (f"{TRAIN} --device tpu", ["--device", "'tpu'", "'cuda'"]),
     "adapter that is absent": (
@@ -200,7 +250,8 @@ ERRORS = {
         ["report 'file'", "exists already: choose another --report, nothing was overwritten"],
     ),
     "export: output exists": ("export --output file", ["'file'", "exists already"]),
-    "export: unknown dtype": ("export --output new --dtype int8", ["'int8'", "bfloat16 or float16"]),
+    "export: output without a name": ("export --output=", ["output is '', expected the name of a folder"]),
+    "export: unknown dtype": ("export --output new --dtype int8", ["dtype is 'int8', expected bfloat16 or float16"]),
     "export: adapter that is absent": ("export --model model --adapter absent --output new", ["adapter 'absent'"]),
 }
 
@@ -272,18 +323,18 @@ def test_what_is_no_image_is_refused(source):
 
 @pytest.mark.parametrize("nothing", [None, [], ()])
 def test_a_prompt_without_an_image_is_named(policy, nothing):
-    with pytest.raises(InputError, match=r"^row 1 has no image, expected one or more"):
+    with pytest.raises(InputError, match=r"^row 1 has no image, expected one or more: give it one, or leave the row out$"):
         policy.encode([grey("RGB"), nothing], ["?", "?"])
 
 
 def test_a_prompt_that_leaves_its_completion_no_room_is_named(policy):
-    with pytest.raises(
-        InputError, match=r"prompt of \d+ tokens and 9999 new ones exceed the model's 256: shorten the question"
-    ):
+    said = "prompt of 19 tokens and 9999 new ones exceed the model's 256: "
+    said += "shorten the question, shrink the image or lower --max_new_tokens$"
+    with pytest.raises(InputError, match=said):
         policy.check_length(policy.encode([grey("RGB")], ["?"]), 9999)
 
 
-def test_a_model_that_lacks_a_weight_and_an_adapter_that_is_not_finite_are_named(place, policy, tmp_path):
+def test_a_model_that_lacks_a_weight_and_an_adapter_that_is_not_finite_or_not_whole_are_named(place, policy, tmp_path):
     shutil.copytree(place / "model", tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
     lost = next(name for name in sorted(weights) if "q_proj" in name)
@@ -297,6 +348,10 @@ def test_a_model_that_lacks_a_weight_and_an_adapter_that_is_not_finite_are_named
     broken = min(held)
     save_file(held | {broken: held[broken] * torch.nan}, tmp_path / "adapter" / "adapter_model.safetensors")
     with pytest.raises(InputError, match=rf"adapter '.*adapter': {broken} is not finite; take an earlier checkpoint"):
+        load_adapter(policy.model, str(tmp_path / "adapter"), "cpu")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
+    said = f"adapter {str(tmp_path / 'adapter')!r} could not be read: give a whole one, or train it again"
+    with pytest.raises(InputError, match=re.escape(said)):
         load_adapter(policy.model, str(tmp_path / "adapter"), "cpu")
 
 
@@ -323,9 +378,11 @@ def test_a_full_disk_costs_the_new_checkpoint_and_not_the_earlier_one(owner, nam
     first = save_checkpoint(tmp_path, 1, policy, optimizer, None, keep=2)
     before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     assert len(before) >= 4
+    second = first.with_name("step-000002")
+    said = f"no space left on the device for {second}: free some; nothing half-written was kept"
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failure)
-        with pytest.raises(InputError, match=r"no space left on the device for .*step-000002"):
+        with pytest.raises(InputError, match=re.escape(said)):
             save_checkpoint(tmp_path, 2, policy, optimizer, None, keep=2)
     assert checkpoints(tmp_path) == [first]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]

@@ -198,7 +198,7 @@ def test_the_tokens_of_an_image_are_as_many_as_the_memory_estimate_counts(policy
 
 def test_a_row_without_an_image_is_refused(policy):
     image = Image.new("RGB", (48, 48), "red")
-    with pytest.raises(InputError, match=r"^row 1 has no image, expected one or more: give it one"):
+    with pytest.raises(InputError, match=r"^row 1 has no image, expected one or more: give it one, or leave the row out$"):
         policy.encode([image, [], [image]], ["?"] * 3)
 
 

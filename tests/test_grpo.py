@@ -78,7 +78,11 @@ def test_zero_variance_marks_the_groups_that_teach_nothing():
 
 @pytest.mark.parametrize(
     ("count", "group_size", "message"),
-    [(4, 1, "group_size is 1"), (4, 0, "group_size is 0"), (4, 3, "4 rewards do not make whole groups of group_size 3")],
+    [
+        (4, 1, "group_size is 1, expected 2 or more: an advantage compares completions of one prompt"),
+        (4, 0, "group_size is 0, expected 2 or more: an advantage compares completions of one prompt"),
+        (4, 3, "4 rewards do not make whole groups of group_size 3"),
+    ],
 )
 def test_rewards_that_make_no_groups_are_refused(count, group_size, message):
     with pytest.raises(ValueError, match=message):
@@ -86,7 +90,7 @@ def test_rewards_that_make_no_groups_are_refused(count, group_size, message):
 
 
 def test_an_unknown_scale_is_named():
-    with pytest.raises(ValueError, match="scale is 'batch'"):
+    with pytest.raises(ValueError, match='scale is \'batch\', expected "std" or "none"'):
         unwrap(group_advantages)(torch.zeros(4), 2, scale="batch")  # unwrap: past the type checks
 
 
@@ -197,7 +201,8 @@ def test_a_weight_of_zero_hides_any_value():
 
 @pytest.mark.parametrize("aggregation", ["mean", ("tokens", 8.0)])
 def test_an_unknown_aggregation_is_named(aggregation):
-    with pytest.raises(ValueError, match=re.escape(f"aggregation is {aggregation!r}")):
+    said = f'aggregation is {aggregation!r}, expected "token", "sequence" or ("constant", length)'
+    with pytest.raises(ValueError, match=re.escape(said)):
         unwrap(token_weights)(bools(RAGGED), aggregation)  # unwrap: past the type checks
 
 

@@ -52,7 +52,8 @@ def test_defaults_leave_room_for_a_right_answer(level, monkeypatch):
 
 def test_other_data_have_a_default_of_their_own():
     assert CPPOConfig(data="rows.jsonl").max_new_tokens == 128
-    with pytest.raises(ValueError, match="give max_new_tokens"):
+    said = "the rows are not of the shape world, which knows how long an answer is: give max_new_tokens$"
+    with pytest.raises(ValueError, match=said):
         world_of({"question": "How many?", "answer": "2"})
 
 

@@ -191,7 +191,10 @@ def test_out_of_memory_says_what_to_lower_and_keeps_the_run(tmp_path, monkeypatc
         return cppo_step(policy, optimizer, rows, config, step, **options)
 
     monkeypatch.setattr("cppo_ref.training.cppo_step", full_at_1)
-    with pytest.raises(InputError, match=r"memory ran out in step 1: .*--micro_batch_size 1 in place of 4 \(saves about"):
+    saved = re.escape(str(tmp_path / "run" / "checkpoints" / "step-000001"))
+    said = r"^the GPU's memory ran out in step 1: try .*--micro_batch_size 1 in place of 4 \(saves about [\d.]+ GB\)"
+    said += f".*; --resume goes on from {saved} if only --micro_batch_size or --activation_checkpointing changes$"
+    with pytest.raises(InputError, match=said):
         train(run, progress=False)
     monkeypatch.undo()
     resumed = train(replace(run, activation_checkpointing=True, micro_batch_size=1), resume=True, progress=False)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,15 @@ from cppo_ref import training
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import generate_rollouts
-from cppo_ref.runs.checkpoints import best_checkpoint, checkpoints, drop_later, latest_checkpoint, read_state, save_checkpoint
+from cppo_ref.runs.checkpoints import (
+    best_checkpoint,
+    checkpoints,
+    drop_later,
+    latest_checkpoint,
+    read_state,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from cppo_ref.runs.folder import RunFolder
 from cppo_ref.runs.stopping import CollapseError, Stopped
 from cppo_ref.step import NonFiniteError, cppo_step
@@ -229,13 +238,23 @@ def test_the_merged_model_computes_what_the_policy_computes(tmp_path):
         )
     assert kl.sum(-1)[rollouts.completion_mask].mean() < 5e-3
     assert "quantization_config" not in json.loads(Path(tmp_path / "merged" / "config.json").read_text())
-    with pytest.raises(InputError, match="dtype"):
+    with pytest.raises(InputError, match=r"^dtype is 'int8', expected bfloat16 or float16$"):
         export_merged("tiny", str(result.adapter), tmp_path / "other", "int8")
 
 
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path):
     with pytest.raises(InputError, match=r"expected a name in .* such as step-000040"):
         latest_checkpoint(tmp_path / "mine", "../../other/checkpoints/step-000002")
+
+
+def test_an_optimizer_state_that_is_not_whole_is_named(tmp_path):
+    policy = load_policy("tiny")
+    optimizer = torch.optim.AdamW(policy.trainable)
+    saved = save_checkpoint(tmp_path, 2, policy, optimizer, None, keep=1)
+    (saved / "optimizer.pt").write_bytes(b"torn")
+    said = f"{saved}/optimizer.pt is no optimizer state of this model: take another checkpoint"
+    with pytest.raises(InputError, match=re.escape(said)):
+        restore_checkpoint(saved, policy, optimizer)
 
 
 def test_what_was_just_saved_stays_though_a_damaged_one_is_newer(tmp_path):

@@ -1,5 +1,6 @@
 """What ends a run early, and how a folder knows that it is whole."""
 
+import re
 import signal
 import threading
 
@@ -8,6 +9,8 @@ import pytest
 from cppo_ref.config import InputError
 from cppo_ref.runs.manifest import check_whole, damage, owned, seal
 from cppo_ref.runs.stopping import ZERO_STEPS, Stop, Stopped, collapsed, stop_signals
+
+WAY = "take another checkpoint; if you edited it, delete its manifest.json"
 
 
 def rewards(*values):
@@ -84,7 +87,8 @@ def test_a_folder_knows_whether_it_is_whole_and_what_is_not_its_own(tmp_path):
     assert damage(tmp_path) == "" and not owned(tmp_path)
     (tmp_path / "inner" / "a").write_bytes(b"abb")
     assert damage(tmp_path) == "inner/a is not what was written"
-    with pytest.raises(InputError, match=r"is damaged \(inner/a is not what was written\): take another checkpoint"):
+    said = f"{str(tmp_path)!r} is damaged (inner/a is not what was written): {WAY}"
+    with pytest.raises(InputError, match=re.escape(said)):
         check_whole(tmp_path / "inner")
     (tmp_path / "inner" / "a").unlink()
     assert damage(tmp_path) == "inner/a is absent"
@@ -98,5 +102,6 @@ def test_the_manifest_of_something_else_says_nothing_of_an_adapter(tmp_path):
     (tmp_path / "manifest.json").write_text('{"name": "my page", "icons": [1, 2]}')
     check_whole(tmp_path / "adapter")
     (tmp_path / "state.json").write_text("{}")  # now it is a checkpoint
-    with pytest.raises(InputError, match="is damaged"):
+    said = f"{str(tmp_path)!r} is damaged (manifest.json is absent or damaged): {WAY}"
+    with pytest.raises(InputError, match=re.escape(said)):
         check_whole(tmp_path / "adapter")

@@ -184,7 +184,9 @@ def test_the_tables_of_the_page_are_computed():
 
 def test_our_own_trainer_says_who_trains_on_several_processes(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"2 processes.*CPPOTrainer.*scripts/train_many.py"):
+    said = "there are 2 processes, and this trainer is for one: several train with CPPOTrainer, "
+    said += "as in `torchrun --nproc_per_node 2 scripts/train_many.py` (docs/many-gpus.md)"
+    with pytest.raises(InputError, match=re.escape(said)):
         train(CPPOConfig(output=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
@@ -192,7 +194,8 @@ def test_our_own_trainer_says_who_trains_on_several_processes(monkeypatch, tmp_p
 def test_without_trl_the_error_names_the_extra_and_nothing_else_needs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     monkeypatch.delitem(sys.modules, "cppo_ref.trl")
-    with pytest.raises(ImportError, match=re.escape('pip install "cppo_ref[trl]"')):
+    said = 'CPPOTrainer stands on TRL, which is not installed: pip install "cppo_ref[trl]"'
+    with pytest.raises(ImportError, match=re.escape(said)):
         importlib.import_module("cppo_ref.trl")
     for path in (ROOT / "cppo_ref").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -232,5 +235,6 @@ def test_the_exact_kl_is_refused_where_the_head_is_sharded(sharded, estimator, m
     if not sharded:
         CPPOTrainer(trainer.args)
         return
-    with pytest.raises(InputError, match="FSDP and ZeRO-3 shard the head: take k3 or k1"):
+    said = "kl_estimator is 'exact', but FSDP and ZeRO-3 shard the head: take k3 or k1, or use ZeRO-2$"
+    with pytest.raises(InputError, match=said):
         CPPOTrainer(trainer.args)
