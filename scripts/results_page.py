@@ -7,6 +7,7 @@ its verdict. --figures draws the page's picture as well.
 # ruff: noqa: E501 (the page is prose)
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ KINDS = {"unseen": "unseen_avg_at_8", "trained views": "shift_avg_at_8", "plain"
 SHORT = {"grpo_tuned": "GRPO", "augmented_tuned": "augmentation", "consistency_tuned": "consistency", ARM: "CPPO"}
 UNTRAINED = "untrained"
 EXPLORED_ARMS = ("grpo_tuned", ARM, *(arm.name for arm in EXPLORED))
-AS_ASKED = dict(zip(PRIMARY, ("sampled", "likeliest"), strict=True))
+AS_ASKED = dict(zip((*PRIMARY, *PLAIN), ("sampled", "likeliest") * 2, strict=True))
 AS_SAID = {"equal": "equal", "undecided": "undecided", "hurts": "behind"}
 FAMILY, PLAIN_FAMILY = family(ROWS), family(ROWS, PLAIN)
 FOUND = {(one.base, one.other, one.metric): (one, p, word) for one, p, word in [*FAMILY, *PLAIN_FAMILY]}
@@ -142,15 +143,19 @@ def behind() -> str:
     return " and ".join(found)
 
 
-def moved() -> int:
-    """How many of all verdicts would be others with a t-test in place of the sign-flip test."""
-    count = 0
-    for found in (FAMILY, PLAIN_FAMILY):
-        ones = [one for one, _, _ in found]
-        gaps = [paired(ROWS, one.base, one.arm, one.other, one.metric) for one in ones]
-        adjusted = holm([float(stats.ttest_1samp(gap[-len(SEEDS) :], 0).pvalue) for gap in gaps])
-        count += sum(verdict(one, p) != word for (one, _, word), p in zip(found, adjusted, strict=True))
-    return count
+def moved() -> str:
+    """Which verdicts of both families would be others with t-tests and t-intervals, in words."""
+    changes: dict[str, list[str]] = {}
+    for kind, found in (("unseen", FAMILY), ("plain", PLAIN_FAMILY)):
+        gaps = [paired(ROWS, one.base, one.arm, one.other, one.metric)[-len(SEEDS) :] for one, _, _ in found]
+        adjusted = holm([float(stats.ttest_1samp(gap, 0).pvalue) for gap in gaps])
+        for (one, _, word), gap, p in zip(found, gaps, adjusted, strict=True):
+            low, high = stats.t.interval(0.95, len(gap) - 1, np.mean(gap), stats.sem(gap))
+            if (other := verdict(replace(one, low=low, high=high), p)) != word:
+                where = f"{SHORT[one.other]} on `{one.base}` ({kind}, {AS_ASKED[one.metric]})"
+                changes.setdefault(other, []).append(where)
+    said = [f"against {' and '.join(ones)} to *{word}*" for word, ones in changes.items()]
+    return f"{sum(map(len, changes.values()))} of 24 verdicts change: {'; '.join(said)}"
 
 
 def facts() -> dict[str, str]:
@@ -167,7 +172,7 @@ def facts() -> dict[str, str]:
         "consistency_steps": str(round(STEPS * EQUAL_TIME["consistency"])),
         "verdict": sentence(),
         "behind": behind(),
-        "moved": str(moved()),
+        "moved": moved(),
         **{f"detector_{world}": f"{float(row['detector']):.2f}" for world, row in ACCEPTED.items()},
     }
 
@@ -201,7 +206,7 @@ FACTS = facts()
 
 ANSWER = """**{verdict}**
 
-CPPO minus GRPO, in right answers of 100, on `eyes` and on `rooms`:
+CPPO minus GRPO, right answers of 100, on `eyes` and `rooms`:
 
 - *Unseen pictures, sampled answers:* {eyes grpo unseen_avg_at_8}; {rooms grpo unseen_avg_at_8}.
 - *Unseen pictures, likeliest answers:* {eyes grpo unseen_greedy}; {rooms grpo unseen_greedy}.
@@ -209,7 +214,7 @@ CPPO minus GRPO, in right answers of 100, on `eyes` and on `rooms`:
 
 CPPO is behind {behind}.
 
-The detector works here: before training, ΔH ranks the true perception tokens well (AUROC {detector_eyes} and {detector_rooms}). [Three seeds](../study/results.md#the-second-study-tuning-and-exploration) say that random tokens do about as well."""
+The detector works here: before training, ΔH ranks the true perception tokens well (AUROC {detector_eyes} and {detector_rooms}). On `eyes`, random tokens do about as well ([3 seeds](../study/results.md#the-second-study-tuning-and-exploration))."""
 
 SETTING = """Each method has {n} seeds ({seeds}):
 
@@ -218,22 +223,22 @@ SETTING = """Each method has {n} seeds ({seeds}):
 - **Consistency**: GRPO, plus the same words under a harmless change, and nothing else of CPPO. {consistency_steps} steps, about CPPO's time.
 - **CPPO**: this package's, {steps} steps.
 
-Rate and weight of each were tuned on both worlds, four settings each (one of GRPO's collapsed). {images} test pictures of each kind; differences are paired by seed. Square brackets are 95 % BCa bootstrap intervals over seeds. Rules fixed before the runs: *equal* if the interval lies within ±{margin} points; *helps* or *hurts* if it lies on one side of 0 and the sign-flip p is below 0.05 after Holm's correction for twelve comparisons; else *undecided*."""
+Each was tuned on both worlds, four settings of rate and weight (GRPO: of rate; one collapsed). {images} test pictures of each kind; differences are paired by seed. Square brackets are 95 % BCa bootstrap intervals over seeds. Rules fixed before the runs: *equal* if the interval lies within ±{margin} points; *helps* or *hurts* if it lies on one side of 0 and the sign-flip p is below 0.05 after Holm's correction for twelve comparisons; else *undecided*."""
 
 UNSEEN_TEXT = """CPPO's lead in points:"""
 
-PLAIN_TEXT = """A second family of twelve, with its own correction:"""
+PLAIN_TEXT = """Twelve more, with their own correction:"""
 
 MEANS_TEXT = """*Likeliest* answers that are right, in 100 (the figure: sampled). *Blank* is one grey for all pictures. Seconds are the CPU time of training."""
 
-ACCEPTED_TEXT = """Each base had to pass this before any training, on 300 validation pictures: AUROC of ΔH at least 0.90 under the paper's noise patches; greedy (likeliest) answers 0.4 to 0.7 right; at least 0.6 of the wrong ones misread the picture; blank pictures at most 0.05 above a constant guess; at most 0.35 of the tokens are perception."""
+ACCEPTED_TEXT = """Each base had to pass this, untrained, on 300 validation pictures: AUROC of ΔH at least 0.90 under the paper's noise patches; greedy (likeliest) answers 0.4 to 0.7 right; at least 0.6 of the wrong ones misread the picture; blank pictures at most 0.05 above a constant guess; at most 0.35 of the tokens are perception."""
 
-LIMITS = """- **Two toy worlds, one tiny model each**, one pretraining per base, {steps} steps. No real model, no photograph, no GPU.
-- **The weight is small.** Of two weights tuning took the smaller, for CPPO and for consistency. Still smaller ones come closer to GRPO and were not tried.
+LIMITS = """- **Two toy worlds, one tiny model each**, pretrained once; some {steps} steps. No real model, no photograph, no GPU.
+- **Weights.** Of two tuning took the smaller, for CPPO and for consistency. Smaller ones were not tried here.
 - **One setting for both worlds**, the best on average; one validation seed each.
 - **CPPO here is this package's** (exact KL, detached anchor), not the authors' code; [the first study](../study/first.md) compares them.
-- **Twelve runs of an earlier version were seen** before the protocol was amended; seeds and settings are new.
-- **Ten seeds are few.** *Undecided* is not *equal*. With a t-test, {moved} of the 24 verdicts would be others."""
+- **Twelve runs of an earlier version were seen** before the protocol was amended; the seeds are new.
+- **Ten seeds are few.** *Undecided* is not *equal*. With t-tests and t-intervals, {moved}."""
 
 EVIDENCE = """**{verdict}**
 

@@ -44,13 +44,20 @@ def forest_plot(
     return fig
 
 
-def leads_plot(panels: Mapping[str, Mapping[str, Mapping[str, Difference]]], *, label: str, margin: float = MARGIN) -> Figure:
+def leads_plot(
+    panels: Mapping[str, Mapping[str, Mapping[str, Difference]]],
+    *,
+    label: str,
+    margin: float = MARGIN,
+    hollow: Sequence[Difference] = (),
+) -> Figure:
     """Leads in points, hundredths of a share, with their 95 % intervals, for readers who know no code names.
 
     Args:
         panels: title -> line -> series -> difference; all titles and lines in words. All panels have the same lines.
         label: of the x axis.
         margin: half the width of the grey band, the differences that count as equal.
+        hollow: drawn with hollow markers, such as those without a verdict.
     """
     lines = list(next(iter(panels.values())))
     series = list(dict.fromkeys(name for panel in panels.values() for found in panel.values() for name in found))
@@ -71,6 +78,8 @@ def leads_plot(panels: Mapping[str, Mapping[str, Mapping[str, Difference]]], *, 
                 reach = np.abs([value - low, high - value])
                 look = {"fmt": marker, "color": color, "capsize": 3, "ms": 6, "lw": 1.8}
                 ax.errorbar(value, y, xerr=reach, label=name, **look)
+                open_ = [one in hollow for _, one in found]
+                ax.plot(value[open_], y[open_], marker, color=color, mfc="white", ms=6, zorder=4)
             ax.set(title=title, ylim=(len(lines) - 0.5, -0.5), xlabel=label)
         first = np.atleast_1d(axes)[0]
         first.set_yticks(range(len(lines)), lines)

@@ -116,7 +116,9 @@ def answer(found: Family) -> str:
         kinds = [f"{verdicts.count(kind)} {kind}" for kind in ("helps", "equal", "undecided", "hurts") if kind in verdicts]
         parts.append(f"against {NAMES[other]}: {', '.join(kinds)}")
     count = len(words[OTHERS[0]])
-    return f"CPPO does not beat all three rivals on unseen shifts. Of {count} comparisons with each, {'; '.join(parts)}."
+    some = any("helps" in verdicts for verdicts in words.values())
+    verb = "does not beat all three rivals" if some else "is not shown to beat any of the three rivals"
+    return f"CPPO {verb} on unseen shifts. Of {count} comparisons with each, {'; '.join(parts)}."
 
 
 def settings_table(rows: Rows) -> str:
