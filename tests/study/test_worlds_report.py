@@ -67,7 +67,9 @@ def test_verdicts_and_the_sentence_follow_from_the_rows():
     assert {word for _, _, word in found} == {"helps"}
     assert answer(found) == "CPPO beats all three rivals on unseen shifts, on both worlds."
     nothing = answer(family(invented({OTHERS[2]: -0.1})))
-    assert nothing.startswith("CPPO is not shown to beat any of the three rivals on unseen shifts. Of 4 comparisons with each, ")
+    assert nothing.startswith(
+        "CPPO is not shown to beat any of the three rivals on unseen shifts. Of 4 comparisons with each, "
+    )
     mixed = answer(family(invented({OTHERS[0]: 0.1, OTHERS[2]: -0.1})))
     assert "does not beat" in mixed
     assert "against GRPO: 4 helps" in mixed and "against GRPO with consistency: 4 hurts" in mixed
