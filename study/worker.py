@@ -38,13 +38,13 @@ TARGET = 0.8  # avg@8 on plain validation images, for speed to a target
 
 
 def _git(*arguments: str) -> str:
-    """What git says of the package's folder; "" where there is no git."""
+    """What git says of the repository; "" where there is no git."""
     command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parents[1]), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 # Asked when the code is imported, once for all runs that are forked from it: the files may change while they go on.
-COMMIT = _git("describe", "--always").strip() + ("-dirty" if _git("status", "--porcelain", "--", ".") else "")
+COMMIT = _git("describe", "--always").strip() + ("-dirty" if _git("status", "--porcelain", "--", "cppo_ref", "study") else "")
 
 
 def execute(run: Run) -> dict[str, Any]:

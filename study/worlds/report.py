@@ -9,7 +9,7 @@ from study.arms import CHOSEN_SETTINGS, EXPLORED, RIVALS, WORLD_MAIN
 from study.comparisons import table
 from study.worlds import WORLDS
 
-SEEDS = range(10, 20)
+SEEDS, FOLLOW_UP_SEEDS = range(10, 20), range(20, 40)  # of the primary family, and of study/protocol-3.md
 TUNING_SEED = 100
 ARM, OTHERS = "cppo_tuned", ("grpo_tuned", "augmented_tuned", "consistency_tuned")
 PRIMARY, PLAIN = ("unseen_avg_at_8", "unseen_greedy"), ("avg_at_8", "greedy")
@@ -62,9 +62,9 @@ def complete(rows: Rows, world: str, seeds: Sequence[int] = SEEDS) -> bool:
     return has_seeds(rows, world, [arm.name for arm in WORLD_MAIN], seeds)
 
 
-def family(rows: Rows, metrics: Sequence[str] = PRIMARY) -> Family:
+def family(rows: Rows, metrics: Sequence[str] = PRIMARY, worlds: Sequence[str] = tuple(WORLDS)) -> Family:
     """CPPO minus each rival on each world and measure: (difference, p adjusted by Holm over all of them, verdict)."""
-    found = [difference(rows, world, ARM, other, metric) for world in WORLDS for other in OTHERS for metric in metrics]
+    found = [difference(rows, world, ARM, other, metric) for world in worlds for other in OTHERS for metric in metrics]
     adjusted = holm([one.p for one in found])
     return [(one, p, verdict(one, p)) for one, p in zip(found, adjusted, strict=True)]
 
