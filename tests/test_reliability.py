@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT / "tests" / "reliability"), str(ROOT / "scripts")]
 import faults  # noqa: E402
 import inputs  # noqa: E402
 import reliability_page  # noqa: E402
-from harness import LOST, run_test, summary  # noqa: E402
+from harness import LOST, SURVIVED, Case, Test, run_test, summary  # noqa: E402
 
 SHORT = [test for test in [*faults.TESTS, *inputs.TESTS] if test.short]
 
@@ -23,6 +23,14 @@ def test_nothing_is_lost(test):
     cases = run_test(test, spread)
     assert [case for case in cases if case.verdict == LOST] == []
     assert summary(test, cases)["tried"] >= len(spread) >= 1
+
+
+def test_cases_that_stand_in_the_record_are_not_run_again(tmp_path):
+    asked = []
+    test = Test("nothing", 1, 3, lambda number, rng: asked.append(number) or Case(f"case {number}", SURVIVED, count=2))
+    first = run_test(test, [0, 1], tmp_path / "nothing.jsonl")
+    assert run_test(test, range(3), tmp_path / "nothing.jsonl")[:2] == first
+    assert asked == [0, 1, 2]
 
 
 def test_the_page_holds_the_table_that_was_measured():

@@ -216,7 +216,7 @@ def soak(minutes: float) -> Case:
 
 
 TESTS = [
-    Test("SIGKILL, most inside a write, then --resume", 2, 72, killed),
+    Test("SIGKILL, most inside a write, then --resume", 2, 82, killed),
     Test("disk full, then --resume", 1, 25, full_disk),
     Test("one file of a run damaged, then --resume", 6, 420, damaged),
     Test("second run into the folder of a live one", 1, 12, shared_folder),

@@ -128,7 +128,8 @@ def run_test(test: Test, numbers: Iterable[int], record: Path | None = None) -> 
         for line in record.read_text().splitlines():
             with contextlib.suppress(ValueError, TypeError):
                 entry = json.loads(line)
-                done[entry.pop("number")] = Case(**entry)
+                number = entry.pop("number")
+                done[number] = Case(**entry)
     for number in numbers:
         if number not in done:
             done[number] = timed(test, number)

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from study.acceptance import Acceptance
-from study.arms import CHOSEN_SETTINGS, EQUAL_TIME, RIVALS, WORLD_MAIN
+from study.arms import CHOSEN_SETTINGS, EQUAL_TIME, RIVALS, STEPS, WORLD_MAIN
+from study.plan import Run
 from study.store import read_csv
 from study.worlds import WORLDS
 from study.worlds.report import (
     ARM,
+    FOLLOW_UP_SEEDS,
     OTHERS,
+    SEEDS,
     SHOWN,
     answer,
     chosen_settings,
@@ -21,6 +24,7 @@ from study.worlds.report import (
     means_table,
     tuned_scores,
 )
+from study.worlds.rows import world_rows
 
 ROWS = read_csv(Path("data/results/worlds/study.csv"))
 
@@ -103,3 +107,27 @@ def test_what_was_explored_stands_beside_its_baselines_on_the_same_seeds():
     lines = explored_table(rows).splitlines()[2:]
     assert [line.split("`")[1] for line in lines] == ["grpo_tuned", ARM, "cppo_random"]  # arms without runs are left out
     assert [float(line.split(" | ")[2].split()[0]) for line in lines] == pytest.approx([40, 50, 50], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("folder", "arms", "seeds", "split"),
+    [
+        ("follow-up", {arm.name for arm in WORLD_MAIN}, FOLLOW_UP_SEEDS, "test"),
+        ("other-pictures", {ARM, OTHERS[0]}, range(101, 109), "validation"),
+    ],
+)
+def test_asked_again_means_fresh_seeds_and_the_same_settings(folder, arms, seeds, split):
+    rows = read_csv(Path(f"data/results/{folder}/worlds/study.csv"))
+    known = {int(row["seed"]) for row in ROWS}
+    assert not known & set(seeds)
+    assert sorted((row["arm"], int(row["seed"])) for row in rows) == sorted((arm, seed) for arm in arms for seed in seeds)
+    before = {(row["arm"], row["steps"], row["images"]) for row in ROWS if row["base"] == "eyes" and int(row["seed"]) in SEEDS}
+    assert {(row["arm"], row["steps"], row["images"]) for row in rows} <= before
+    assert {row["split"] for row in rows} == {split}
+    hashes = [Run("eyes", row["arm"], int(row["seed"]), images=200, probe_every=STEPS).config_hash for row in rows]
+    assert [row["config_hash"] for row in rows] == hashes
+
+
+def test_validation_pictures_are_other_pictures_than_those_of_the_test():
+    shown = [{row["image"].tobytes() for row in world_rows(WORLDS["eyes"], split, 200)} for split in ("validation", "test")]
+    assert [len(pictures) for pictures in shown] == [200, 200] and not shown[0] & shown[1]
