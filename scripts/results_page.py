@@ -241,7 +241,7 @@ ANSWER = f"""{HEADLINE}
 
 {{verdict}} It is behind {{behind}}.
 
-Asked again on `eyes` with {{follow_n}} fresh seeds, its likeliest answers lead GRPO's by {{lead}} points ([below](#asked-again)). In sampled answers it is behind all three, by {{sampled_behind}} points.
+Asked again on `eyes` with {{follow_n}} fresh seeds, its likeliest answers lead GRPO's by {{lead}} points ([below](#asked-again)). Its sampled means are {{sampled_behind}} points below all three (not tested).
 
 Before training, ΔH ranks the true perception tokens well (AUROC {{detector}}). On `eyes`, the means with random tokens are within 2 points ([3 seeds](../study/results.md#the-second-study-tuning-and-exploration))."""
 
