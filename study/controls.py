@@ -39,9 +39,8 @@ class Controls:
     policy_weight: float = 1.0  # of GRPO's surrogate; 0 leaves CPL alone
     augment: float = 0.0  # share of a step's images that are replaced by their I⁺ before sampling
     noisy: float = 0.0  # share of each group that is sampled under the prompt's I⁺ and learned from under I (NoisyRollout)
-    reward: Literal["answer", "format", "random", "percepts"] = (
-        "answer"  # the paper's, its format alone, a coin, right percepts
-    )
+    # the paper's, its format alone, a coin, right percepts
+    reward: Literal["answer", "format", "random", "percepts"] = "answer"
     credit: Literal["all", "looking"] = "all"  # tokens that learn from the reward: all, or those that depend on the image
 
     def __post_init__(self) -> None:

@@ -78,8 +78,8 @@ def leads_plot(
                 reach = np.abs([value - low, high - value])
                 look = {"fmt": marker, "color": color, "capsize": 3, "ms": 6, "lw": 1.8}
                 ax.errorbar(value, y, xerr=reach, label=name, **look)
-                open_ = [one in hollow for _, one in found]
-                ax.plot(value[open_], y[open_], marker, color=color, mfc="white", ms=6, zorder=4)
+                pale = [one in hollow for _, one in found]
+                ax.plot(value[pale], y[pale], marker, color=color, mfc="white", ms=6, zorder=4)
             ax.set(title=title, ylim=(len(lines) - 0.5, -0.5), xlabel=label)
         first = np.atleast_1d(axes)[0]
         first.set_yticks(range(len(lines)), lines)

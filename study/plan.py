@@ -27,9 +27,8 @@ HASHED = (
     *("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "num_minibatches", "num_epochs", "micro_batch_size"),
 )
 
-LATER = {
-    name: getattr(Controls(), name) for name in ("noisy", "reward", "credit")
-}  # came after rows had hashes: part of it if changed
+# came after rows had hashes: part of it if changed
+LATER = {name: getattr(Controls(), name) for name in ("noisy", "reward", "credit")}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 from cppo_ref.config import InputError, setting
 from study import store
 from study.acceptance import Acceptance
-from study.arms import STEPS, arms_of
+from study.arms import STEPS, SUITES, arms_of
 from study.bases import BASES, base_digest, base_named, make_base
 from study.plan import Run, plan, seeds_in
 
@@ -34,7 +34,7 @@ NOT_REPEATED = {"seconds", "wall_seconds", "seconds_to_80", "commit", "versions"
 class StudyOptions:
     """Run the study, or the part of it that is missing; what is finished is kept."""
 
-    suite: str = setting("main", "main, sweeps, mechanism, second, price, tuning, worlds or detector")
+    suite: str = setting("main", f"one of {', '.join(SUITES)}")
     base: str = setting("tiny", f"base models, separated by commas: {', '.join(BASES)}; or all")
     arms: str = setting("", "arms of the suite, separated by commas; empty: all of them")
     seeds: str = setting("0-9", "0-9 or 0,3,5; from 100 on, scored on validation images")
