@@ -165,8 +165,17 @@ def test_leads_of_the_second_study_stand_with_interval_and_verdict():
 
 
 def test_the_second_studys_figure_shows_every_run():
-    fig = results_page.figure()
+    fig = results_page.levels_figure()
     drawn = sorted(x for ax in fig.axes for line in ax.lines if line.get_marker() == "." for x in line.get_xdata())
     metrics = results_page.KINDS.values()
     runs = [row for row in results_page.ROWS if row["arm"] in results_page.SHORT and int(row["seed"]) in results_page.SEEDS]
     assert drawn == pytest.approx(sorted(100 * float(row[metric]) for row in runs for metric in metrics))
+
+
+def test_readmes_figure_shows_all_leads_and_fills_those_with_a_verdict():
+    fig = results_page.leads_figure()
+    drawn = [x for ax in fig.axes for container in ax.containers for x in container.lines[0].get_xdata()]
+    pale = [x for ax in fig.axes for line in ax.lines if line.get_markerfacecolor() == "white" for x in line.get_xdata()]
+    decided = [one for one, _, word in [*results_page.FAMILY, *results_page.FOLLOW_UP] if word != "undecided"]
+    assert len(drawn) == 18  # two worlds and fresh seeds, three rivals, two ways to answer
+    assert sorted(set(drawn) - set(pale)) == pytest.approx(sorted(100 * one.value for one in decided))
