@@ -5,6 +5,7 @@ its verdict. --figures draws the page's picture as well.
 """
 
 # ruff: noqa: E501 (the page is prose)
+import math
 import re
 import sys
 from dataclasses import replace
@@ -62,12 +63,13 @@ assert complete(FOLLOW_ROWS, "eyes", FOLLOW_UP_SEEDS), "runs of the follow-up ar
 
 def points(found: Difference) -> str:
     """The difference in hundredths, with its 95 % interval."""
-    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]".replace("-", "−")
+    value, low, high = (tenths(100 * number, "+") for number in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]".replace("-", "−")
 
 
-def tenths(number: float) -> str:
-    """One decimal; halves go up, which floating point would leave to chance."""
-    return f"{number + 1e-9:.1f}"
+def tenths(number: float, sign: str = "-") -> str:
+    """One decimal; halves go away from 0, which floating point would leave to chance."""
+    return f"{number + math.copysign(1e-9, number):{sign}.1f}"
 
 
 def field(match: re.Match) -> str:
@@ -242,17 +244,17 @@ def hold() -> None:
 hold()
 FACTS = facts()
 
-HEADLINE = """**In part. On one of two toy worlds, CPPO's likeliest answers about unseen pictures gain over GRPO and augmentation. A plain consistency loss gains as much there, and more in sampled answers. These worlds show no other gain; on plain pictures {plain_hurts} of 12 comparisons say *hurts*.**"""
+HEADLINE = """**In part. On one of two toy worlds, CPPO's likeliest answers about unseen pictures gain over GRPO and augmentation. A plain consistency loss gains as much there, and more in sampled answers. No other comparison says *helps*; on plain pictures {plain_hurts} of 12 say *hurts*.**"""
 
 ANSWER = f"""{HEADLINE}
 
 {{verdict}} CPPO is behind {{behind}}.
 
-Asked again on `eyes` with {{follow_n}} fresh seeds, its likeliest answers lead those of GRPO and augmentation by {{leads}} points ([below](#asked-again)). Its sampled answers are level with GRPO's ({{untested grpo unseen_avg_at_8}}) and below consistency's ({{untested consistency unseen_avg_at_8}}; not tested).
+Asked again on `eyes` with {{follow_n}} fresh seeds, its likeliest answers lead those of GRPO and augmentation by {{leads}} points ([below](#asked-again)). Not tested: its sampled answers are level with GRPO's ({{untested grpo unseen_avg_at_8}}) and below consistency's ({{untested consistency unseen_avg_at_8}}).
 
-**Does it see better?** Not in sampled answers about these pictures: of 100 cells it names fewer rightly than GRPO ({{untested grpo unseen_perception}}) and consistency ({{untested consistency unseen_perception}}; not tested).
+**Does it see better?** Not in sampled answers about these pictures. Of 100 cells it names fewer rightly (not tested) than GRPO ({{untested grpo unseen_perception}}) and consistency ({{untested consistency unseen_perception}}).
 
-ΔH finds the true perception tokens (AUROC {{detector}} before this training; the bases' pretraining had such noise). But which tokens are taken matters little: with random ones, means of right answers are within 2 points of CPPO's (`eyes`, [3 seeds](../study/results.md#the-second-study-tuning-and-exploration)).
+ΔH finds the true perception tokens (AUROC {{detector}} before this training; the bases' pretraining had such noise). But which tokens are taken may matter little: with random ones, means of right answers are within 2 points of CPPO's (`eyes`, [3 seeds](../study/results.md#the-second-study-tuning-and-exploration)).
 
 The [first study](../study/first.md), with fewer rivals, saw gains on changes that CPPO trains with."""
 
@@ -271,7 +273,7 @@ PLAIN_TEXT = """A second family of twelve, with a correction of its own:"""
 
 FOLLOW_UP_TEXT = """New seeds, the same {images} pictures, [a protocol](../study/protocol-3.md) of three comparisons; likeliest answers on unseen pictures ([other measures](../study/results.md#the-second-study-tuning-and-exploration)):"""
 
-ELSEWHERE = """Added afterwards: on 200 validation pictures, half of which tuning had seen without these changes, the lead over GRPO is {others} ({others_n} seeds)."""
+ELSEWHERE = """Added afterwards: on 200 validation pictures, half of which tuning used without these changes, the lead over GRPO is {others} ({others_n} seeds)."""
 
 MEANS_TEXT = """*Likeliest* answers that are right, in 100. *Blank*: one grey. Seconds: CPU time of training."""
 
@@ -281,11 +283,11 @@ ACCEPTED = """Each base had to pass a test, untrained, on 300 validation picture
 - Likeliest answers that are right: {greedy}; 0.4 to 0.7 asked.
 - Wrong answers that misread the picture: {wrong_percept}; at least 0.6 asked.
 - Right on blank pictures: {blank}; at most 0.05 above a constant guess ({constant}) asked.
-- Gain from a picture's mean colour: {mean_colour}; at most 0.05 asked.
+- Gain from training pictures' mean colour: {mean_colour}; at most 0.05 asked.
 - Tokens that are perception: {perception_share}; at most 0.35 asked."""
 
 LIMITS = """- **Two toy worlds, one tiny model each**, pretrained once; {consistency_steps} to {augmented_steps} steps. No photograph, no GPU.
-- **The same {images} pictures throughout.** Intervals do not cover another draw; the lead over augmentation was not checked on others.
+- **The same {images} test pictures.** Intervals do not cover another draw; the lead over augmentation was not checked on others.
 - **Weights.** Of two, tuning took the smaller, for CPPO ({weight}) and for consistency. Smaller weights were not tried.
 - **One setting for both worlds**, the best on average; one validation seed each.
 - **CPPO here is this package's** (exact KL, detached anchor, noise patches alone); [the first study](../study/first.md) compares it with the authors'.
@@ -298,9 +300,9 @@ EVIDENCE = f"""{HEADLINE}
 
 {{verdict}} [What the words mean](docs/results.md#what-was-compared).
 
-**[Asked again](docs/results.md#asked-again)** on `eyes`, unseen pictures, likeliest answers, {{follow_n}} fresh seeds: CPPO's lead in right answers of 100: over GRPO {{follow grpo}}, augmentation {{follow augmented}}, consistency {{follow consistency}}.
+**[Asked again](docs/results.md#asked-again)** on `eyes` (counting dots), unseen pictures, likeliest answers, {{follow_n}} fresh seeds: CPPO's lead in right answers of 100: over GRPO {{follow grpo}}, augmentation {{follow augmented}}, consistency {{follow consistency}}.
 
-![CPPO's lead on unseen pictures. Clear over GRPO and augmentation on eyes, fresh seeds, likeliest answers; behind twice in sampled](docs/images/leads.png)
+![CPPO's lead on unseen pictures. Clear over GRPO and augmentation on eyes, fresh seeds, likeliest answers; two *hurts* in sampled](docs/images/leads.png)
 
 Seeds {{seeds}}, fresh 20–39; {{images}} pictures; 95 % intervals. Hollow: *undecided*, or (fresh, sampled) not tested. Grey: ±{{margin}} points. **No real VLM was measured.**"""
 
