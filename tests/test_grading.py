@@ -652,7 +652,8 @@ MUTANTS = {
     ],
     "cpl_trouble": [
         ("sum(minus[:3]) / 3, sum(minus[-3:]) / 3", "minus[0], minus[-1]", "single steps jump"),
-        ('"blind" if sum(plus[-3:]) < sum(plus[:3]) else "roles swapped"', '"roles swapped"', "KL⁻ falls for two reasons"),
+        ('"blind" if sum(plus[-3:]) < 0.5 * sum(plus[:3]) else ', "", "KL⁻ falls for two reasons"),
+        ("< 0.5 * sum(plus[:3])", "< sum(plus[:3])", "a KL⁺ that falls a little"),
         ("first < 0.1", "last < 0.1", "a KL⁻ that is small at the end"),
         ("    if first < 0.1:", '    return "healthy"\n    if first < 0.1:', "the loss that a run reports"),
     ],

@@ -38,6 +38,7 @@ CPL_CASES = [
         ("healthy", "KL⁺ stays, with one step far above", (0.1, 0.09, (8, 0.9)), (0.5, 0.8), (0.3, 0.4), (0.3, 0.1)),
         ("roles swapped", "KL⁺ rises, KL⁻ falls", (0.14, 0.4), (0.6, 0.15), (0.4, 0.15), (6.5, 1.7)),
         ("roles swapped", "the same, from other values", (0.05, 0.3), (0.9, 0.3), (0.6, 0.2), (8.4, 2.0)),
+        ("roles swapped", "KL⁻ falls, KL⁺ hardly", (0.111, 0.108), (0.717, 0.209), (0.43, 0.28), (6.5, 1.7)),
         ("nothing hidden", "KL⁻ was never there", (0.14, 0.05), (0.03, 0.02), (0.01, 0.0), (1.6, 0.8)),
         ("nothing hidden", "the same, with a strong preserving view", (0.5, 0.1), (0.04, 0.03), (0.02, 0.01), (4.6, 1.1)),
         ("blind", "both fall to nothing", (0.5, 0.01), (0.6, 0.02), (0.4, 0.02), (0.9, 0.69)),
@@ -46,17 +47,18 @@ CPL_CASES = [
 ]
 
 
-def _cpl_trouble(log: Log, *, few: int = 3, hidden: Function = _start, blind: bool = True) -> str:
+def _cpl_trouble(log: Log, *, few: int = 3, hidden: Function = _start, blind: float = 0.5) -> str:
     if hidden(log, "kl_removed", few) < 0.1:
         return "nothing hidden"
     if _end(log, "kl_removed", few) < 0.5 * _start(log, "kl_removed", few):
-        return "blind" if blind and _end(log, "kl_preserved", few) < _start(log, "kl_preserved", few) else "roles swapped"
+        return "blind" if _end(log, "kl_preserved", few) < blind * _start(log, "kl_preserved", few) else "roles swapped"
     return "healthy"
 
 
 CPL_MISTAKES = {
     "single steps jump: compare means of several steps at both ends": partial(_cpl_trouble, few=1),
-    "KL⁻ falls for two reasons: look whether KL⁺ falls with it (blind) or rises (swapped)": partial(_cpl_trouble, blind=False),
+    "KL⁻ falls for two reasons: look whether KL⁺ collapses with it (blind) or not (swapped)": partial(_cpl_trouble, blind=0),
+    "a KL⁺ that falls a little proves nothing: all views share weights": partial(_cpl_trouble, blind=1),
     "a KL⁻ that is small at the end may have been large: nothing is hidden if it was small from the start": partial(
         _cpl_trouble, hidden=_end
     ),
