@@ -132,7 +132,7 @@ def adapter(ax: Axes, outputs: int, inputs: int) -> None:
     ax.text(
         inputs + 86,
         outputs / 2,
-        f"trained: rank {rank},\n{rank * (outputs + inputs):,} of\n{outputs * inputs:,} numbers",
+        f"trained: rank {rank},\n{rank * (outputs + inputs):,} numbers\nbeside {outputs * inputs:,}",
         va="center",
     )
     ax.set(xlim=(-4, 2 * inputs + 90), ylim=(-4, outputs + 4), aspect="equal", title="y = NF4(W) x + (α/r) · B A x")
