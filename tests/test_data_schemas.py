@@ -232,6 +232,29 @@ def test_an_image_folder_with_a_metadata_file(metadata, tmp_path):
     assert (np.asarray(row_at(loaded, 1)["image"]) == np.asarray(pictures(2)[1])).all()
 
 
+@pytest.mark.parametrize(("file", "said"), [("rows.jsonl", True), ("metadata.jsonl", True), ("test/metadata.jsonl", False)])
+def test_a_test_split_of_what_has_no_splits_is_said_to_be_all_of_its_rows(file, said, tmp_path, capsys):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    pictures(1)[0].save((tmp_path / file).parent / "0.png")
+    write_jsonl(tmp_path / file, [{"file_name": "0.png", "question": "?", "answer": "1"}])
+    source = str(tmp_path / file if file == "rows.jsonl" else tmp_path)
+    assert len(load_rows(source, "test")) == 1
+    printed = capsys.readouterr().out
+    assert bool(printed) == said and ("a fair test needs rows that were not trained on" in printed) == said
+    load_rows(str(tmp_path / file))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "said"), [("file", "tiny", True), ("file", "other/vlm", False), ("shapes", "tiny", False)]
+)
+def test_the_tiny_model_says_that_other_words_than_its_own_are_unknown_to_it(data, model, said, policy, tmp_path, capsys):
+    rows_for(CPPOConfig(data=geometry3k(tmp_path) if data == "file" else data, model=model))
+    assert ("reads others as <unk>" in capsys.readouterr().out) == said
+    known, others = (policy.tokenizer.decode(policy.tokenizer(text)["input_ids"]) for text in (QUESTIONS[0], "How many cups?"))
+    assert "<unk>" not in known and "<unk>" in others
+
+
 def mapped(folder):
     pictures(1)[0].save(folder / "a.png")
     row = {"photo": "a.png", "prompt": "How many red shapes?", "label": 1, "answer": "unused"}

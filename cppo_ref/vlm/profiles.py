@@ -30,7 +30,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "12gb": _12GB,
     # the paper's smaller model: 4.71 before the step; its cache is small, 0.03 GB a completion: 6.37 GB in the update
     "12gb-3b": {**_12GB, "model": "Qwen/Qwen2.5-VL-3B-Instruct"},
-    # one free Colab session: smaller images and shorter answers than 12gb, 4.91 GB. A T4 computes in float16 only: adapters
+    # one free Colab session: smaller images and shorter answers than 12gb, 4.91 GB. A T4 only emulates bfloat16: adapters
     # stay in float32, a loss scaler guards their gradients. Whether a trained VLM's values fit float16 was not tested here
     "t4": {**_12GB, "dtype": "float16", "max_pixels": 320 * 320, "max_new_tokens": 256},
     # 4.67 before the step; 32 completions at a time, 0.23 GB each: 12.23 GB in the rollouts
