@@ -46,7 +46,7 @@ Strength 1: the authors' ranges, drawn our way; precision and recall are of the 
 
 ## How it was made
 
-`python -m cppo_ref pretrain --output data/tiny-vlm`: {steps} steps of {batch_size} fresh examples, AdamW, one-cycle to {learning_rate}, seed {seed_pretrain},
+`python -m study.pretraining --output data/tiny-vlm`: {steps} steps of {batch_size} fresh examples, AdamW, one-cycle to {learning_rate}, seed {seed_pretrain},
 {minutes:.0f} minutes on {threads} CPU threads (torch {torch}; `pretraining.json`).
 
 - Pictures: {hard_percent:.0f} % of the steps at the hard level (4×4), the others easy (3×3); half clean, 30 % occluded by 10–120 noise patches,
