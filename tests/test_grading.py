@@ -78,7 +78,7 @@ MUTANTS = {
         (".strip()", '.replace(" ", "")', "you delete blanks inside the answer"),
         (".strip()", ".strip() or None", "an empty box is the last box"),
         ("answer = text", "answer = answer or text", "you return the first box"),
-        ("depth == 0", 'text[end] == "}"', "you stop at the first closing brace"),
+        ("depth == 0", 'text[end] == "}"', "you stop at the first closing brace behind each"),
         (
             "answer = None",
             'match = re.search(r"\\\\boxed\\{(.*)\\}", text)\n    return match and match[1].strip()',
@@ -93,6 +93,24 @@ MUTANTS = {
         ),
         (".strip()", "", "blanks around the answer"),
         ("depth = 1", "depth, answer = 1, None", "the last \\boxed{ never closes"),
+        (
+            "answer = None",
+            'found = re.findall(r"\\\\boxed\\{([^}]*)\\}", text)\n    return found[-1].strip() if found else None',
+            "you stop at the first closing brace;",
+        ),
+        (
+            "answer = None",
+            "answer, opened = None, []\n"
+            "    for place, sign in enumerate(text):\n"
+            '        if sign == "{":\n'
+            "            opened.append(place + 1)\n"
+            '        elif sign == "}" and opened:\n'
+            "            begin = opened.pop()\n"
+            '            if text[:begin].endswith("boxed{"):\n'
+            "                answer = text[begin:place].strip()\n"
+            "    return answer",
+            "of nested boxes you take the outer one",
+        ),
     ],
     "format_reward": [
         (
@@ -120,6 +138,11 @@ MUTANTS = {
         ),
         (' or body.count("<think>") != 1', "", "<think> may occur once, too"),
         ('not in (None, "")', "is not None", "an empty \\boxed{} passes"),
+        (
+            'last_box(body.split("</think>")[1]) not in (None, "")',
+            're.search(r"boxed\\{[^}]*[^ }][^}]*\\}", body.split("</think>")[1]) is not None',
+            "any filled box passes",
+        ),
         ('float(last_box(body.split("</think>")[1]) not in (None, ""))', "1.0", "you never ask for a box"),
         ("return 0.0\n    return float", "return 1.0\n    return 1.0 - float", "reversed"),
     ],

@@ -17,6 +17,7 @@ BOXED_CASES = [
     Case("braces behind the box", (r"\boxed{7} of {a set}",), "7"),
     Case("a complete box, then one that never closes", (r"\boxed{5} or \boxed{6",), "5"),
     Case("an empty box at the end", (r"\boxed{3}, or \boxed{}",), ""),
+    Case("a box inside a box", (r"\boxed{\boxed{2}3}",), "2"),
 ]
 
 
@@ -41,10 +42,24 @@ def _newest_opening(text: str) -> str | None:
     return _last(_boxes(text[max(text.rfind("\\boxed{"), 0) :]))
 
 
+def _last_to_close(text: str) -> str | None:
+    opened: list[int] = []
+    answer = None
+    for brace in re.finditer("[{}]", text):
+        if brace[0] == "{":
+            opened.append(brace.end())
+        elif opened and text[: (begin := opened.pop())].endswith("\\boxed{"):
+            answer = text[begin : brace.start()].strip()
+    return answer
+
+
 BOXED_MISTAKES = {
     "you return the first box; the last one counts, for a policy may correct itself": lambda t: _last(_boxes(t)[:1]),
     "you stop at the first closing brace; the box may hold braces of its own, as in \\boxed{\\frac{1}{2}}": lambda t: _last(
         re.findall(r"\\boxed\{([^}]*)\}", t)
+    ),
+    "you stop at the first closing brace behind each \\boxed{; count the braces that the box itself holds": lambda t: _last(
+        re.findall(r"(?=\\boxed\{([^}]*)\})", t)
     ),
     "you allow braces one level deep; count them, as \\boxed{\\frac{1}{\\sqrt{2}}} needs two": lambda t: _last(
         re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", t)
@@ -59,6 +74,7 @@ BOXED_MISTAKES = {
     "an empty box is the last box, and its content is an empty string, not None": lambda t: _last(_boxes(t)) or None,
     "without a box the result must be None, not an empty string": lambda t: _last(_boxes(t)) or "",
     "blanks around the answer must go: \\boxed{ 4 } is 4": lambda t: (_boxes(t) or [None])[-1],
+    "of nested boxes you take the outer one, which closes last; the one that opens last counts": _last_to_close,
     "the last \\boxed{ never closes, so it is no box: fall back on the last complete one": _newest_opening,
 }
 
@@ -83,6 +99,7 @@ FORMAT_CASES = [
     Case("a box that never closes", (r"<think> red : 1 </think> \boxed{1",), 0.0),
     Case("several lines", ("<think>\nred : 1\n</think>\n\\boxed{1}",), 1.0),
     Case("a box of blanks", (r"<think> red : 1 </think> \boxed{ }",), 0.0),
+    Case("an empty box behind a filled one", (r"<think> red : 1 </think> \boxed{1} \boxed{}",), 0.0),
 ]
 
 
@@ -97,6 +114,7 @@ def _format(
     box: bool = True,
     behind: bool = True,
     filled: bool = True,
+    last: bool = True,
     closed_box: bool = True,
     lines: bool = True,
 ) -> float:
@@ -105,7 +123,8 @@ def _format(
     before, closed, after = body.partition("</think>")
     begins = body.startswith("<think>") if opens else "<think>" in before
     single = all(body.count(tag) == 1 for tag in once)
-    answer = _last(_boxes(after if behind else body))
+    boxes = _boxes(after if behind else body)
+    answer = _last(boxes if last else [box for box in boxes if box.strip()] or boxes)
     boxed = answer is not None and (answer != "" or not filled)
     boxed |= not closed_box and "\\boxed{" in (after if behind else body) and answer is None
     boxed &= lines or "\n" not in body
@@ -119,6 +138,7 @@ FORMAT_MISTAKES = {
     "</think> may occur once, too; you count only <think>": partial(_format, once=TAGS[:1]),
     "<think> may occur once, too; you count only </think>": partial(_format, once=TAGS[1:]),
     "an empty \\boxed{} passes; then a policy earns the format reward without an answer": partial(_format, filled=False),
+    "any filled box passes; the last one must be filled": partial(_format, last=False),
     "an unclosed \\boxed{1 passes: the box must be complete": partial(_format, closed_box=False),
     "several lines fail: in a pattern `.` matches no newline; pass re.DOTALL": partial(_format, lines=False),
     "you never ask for a box": partial(_format, box=False),
