@@ -88,10 +88,10 @@ class CPPOConfig:
     # the run folder
     output: str = setting("runs/cppo", "run folder")
     probe_rows: int = setting(0, "rows that the model is tried on before step 0; 0: none (see `python -m cppo_ref probe`)")
-    save_every: int = setting(20, "steps between checkpoints, each with a validation of eval_rows")
+    save_every: int = setting(20, "steps between checkpoints; in the shape world each has a validation of eval_rows")
     save_minutes: int = setting(20, "minutes after which a checkpoint is due in any case, without a validation")
-    keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best on validation")
-    eval_rows: int = setting(32, "validation images per checkpoint, 4 completions each; 0: no validation, no best")
+    keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best by validation and by reward")
+    eval_rows: int = setting(32, "shape world: validation images per checkpoint, 4 completions each; 0: no validation")
     trackers: list[str] = setting([], "any of tensorboard, trackio, wandb")
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ def group_advantages(
 ) -> Float[Tensor, " B"]:
     """A_i = (r_i − mean_group) / (std_group + eps); with scale "none", r_i − mean_group.
 
-    Rows of one group are adjacent. A group of equal rewards gets exactly 0: rounding in its mean must not open the gate A > 0.
+    Rows of one group are adjacent. A reward at its group's mean gets exactly 0: rounding must not open the gate A > 0.
 
     Raises:
         ValueError: group_size < 2, rows that are no multiple of it, or unknown `scale`.
@@ -34,11 +34,10 @@ def group_advantages(
     if scale not in ("std", "none"):
         raise ValueError(f'scale is {scale!r}, expected "std" or "none"')
     groups = rewards.view(-1, group_size)
-    centered = groups - groups.mean(dim=1, keepdim=True)
-    centered = torch.where(zero_variance(rewards, group_size)[:, None], 0.0, centered)
-    if scale == "std":
-        centered = centered / (groups.std(dim=1, keepdim=True) + eps)
-    return centered.flatten()
+    off = groups - groups.double().mean(dim=1, keepdim=True)
+    at_mean = off.abs() <= torch.finfo(torch.float32).eps * groups.abs().amax(dim=1, keepdim=True)
+    centered = (groups - groups.mean(dim=1, keepdim=True)).masked_fill(at_mean, 0.0)
+    return (centered / (groups.std(dim=1, keepdim=True) + eps) if scale == "std" else centered).flatten()
 
 
 def zero_variance(rewards: Float[Tensor, " B"], group_size: int) -> Bool[Tensor, " P"]:

@@ -39,7 +39,7 @@ def keeps_mode(function: Perturbation) -> Perturbation:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An 8-bit RGB copy of an image; deeper greys (I, I;16, F) are scaled to 0…255, not clipped.
+    """An 8-bit RGB copy of an image; deep greys (I;16; I and F if above 255) are divided by 257, then clipped to 0…255.
 
     Raises:
         ValueError: a mode that pictures do not come in (premultiplied alpha, LAB, …).

@@ -95,7 +95,7 @@ def generate_rollouts(
     ids, entropy = [], []
     with policy.scoring():
         for part in copies.split(batch_size or len(copies)):
-            drawn, spread = sample(policy, prompts.take(part), max_new_tokens, temperature, draws)
+            drawn, spread = sample(policy, prompts.take(part), max_new_tokens, temperature, draws, first=len(ids))
             ids, entropy = [*ids, *drawn], [*entropy, *spread]
     completion_ids = pad_sequence(ids, batch_first=True, padding_value=policy.tokenizer.pad_token_id)
     entropies = pad_sequence(entropy, batch_first=True)
@@ -108,9 +108,9 @@ def generate_rollouts(
 
 
 def sample(
-    policy: Policy, prompts: Prompts, max_new_tokens: int, temperature: float, draws: torch.Generator
+    policy: Policy, prompts: Prompts, max_new_tokens: int, temperature: float, draws: torch.Generator, first: int = 0
 ) -> tuple[Int[Tensor, "B T"], Float[Tensor, "B T"]]:
-    """One completion per prompt, padded after its end-of-sequence token, and the entropies of the policy before each token."""
+    """One completion per prompt, padded after its end, and the policy's entropy before each token; row 0 is called `first`."""
     decoder, ends = policy.decode(prompts), torch.tensor(policy.eos_ids, device=policy.device)
     going_on = torch.ones(len(prompts), dtype=torch.bool, device=policy.device)
     columns, entropies = [], []
@@ -120,7 +120,7 @@ def sample(
         logits = policy.logits(decoder.hidden, temperature=temperature or 1.0)
         entropies.append(token_entropy(logits))
         if not (finite := entropies[-1].isfinite()).all():
-            row = int((~finite).nonzero()[0])
+            row = first + int((~finite).nonzero()[0])
             raise NonFiniteError(f"the logits of token {len(entropies)} of row {row} are not finite while sampling")
         logits[:, policy.forbidden_ids] = -torch.inf
         if temperature > 0:

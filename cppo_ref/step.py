@@ -98,7 +98,7 @@ def cppo_step(
             rng=torch.Generator().manual_seed(stream_seed(config.seed, step, 0)),
         )
     with clock("rewards"):
-        rewards = torch.tensor(parts.reward(rollouts))
+        rewards = torch.tensor(parts.reward(rollouts), dtype=torch.float32)
         advantages = group_advantages(rewards, config.group_size, scale=config.advantage_scale).to(policy.device)
         gate = advantages > 0 if config.advantage_gate else torch.ones_like(advantages, dtype=torch.bool)
         batch = Batch(rollouts, rewards, advantages, gate)
@@ -199,7 +199,7 @@ def update(
     if not torch.isfinite(grad_norm) and (scaler is None or scaler.get_scale() < 1):
         raise NonFiniteError(f"gradient norm is {grad_norm.item()}")
     optimizer.step()
-    return totals | {"grad_norm": grad_norm.item()}
+    return totals | {"grad_norm": grad_norm.item(), "selected": int(torch.count_nonzero(cpl_weights))}
 
 
 def loss_terms(

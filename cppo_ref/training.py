@@ -40,10 +40,9 @@ def train(config: CPPOConfig, *, resume: bool = False, checkpoint: str = "", pro
 
     Raises:
         InputError: the folder holds a run already (or, resuming, one with other settings), or model or data are not usable,
-            or this is one of several processes.
-            Also if the GPU's memory ran out; the message says what to lower, and the last good state was saved first.
+            or this is one of several processes, or the GPU's memory ran out (what to lower is said, the last good state saved).
         NonFiniteError: a loss or gradient was not finite; the last good state was saved first.
-        CollapseError: rewards stay at 0; the best checkpoint was kept.
+        CollapseError: a run that had earned rewards earns none any more; the best checkpoint was kept.
         Stopped: Ctrl-C or SIGTERM; the step was finished and a checkpoint saved.
     """
     check_one_process()
@@ -98,7 +97,7 @@ def run_steps(
 
 
 def save_state(run: RunFolder, step: int, policy: Policy, optimizer: Any, score: float | None = None) -> Path:
-    """A checkpoint of `run` after `step` steps, with what was earned since the one before."""
+    """A checkpoint of `run` after `step` steps, with the mean reward of the last `save_every` steps."""
     earned = [done["reward"] for done in run.history[-run.config.save_every :]]
     notes = {"reward": sum(earned) / len(earned) if earned else None, "logs": run.digests()}
     return save_checkpoint(run.path, step, policy, optimizer, score, run.config.keep_checkpoints, **notes)
@@ -134,7 +133,7 @@ def check_first_step(policy: Policy, rows: Rows, config: CPPOConfig, step: int) 
 
 
 def validate(policy: Policy, config: CPPOConfig) -> float | None:
-    """avg@4 on the first `eval_rows` validation images; None without a validation split or with eval_rows 0."""
+    """avg@4 on the first `eval_rows` validation images; None on other data than the shape world or with eval_rows 0."""
     if config.eval_rows == 0 or config.data != "shapes":
         return None
     rows = load_rows("shapes", "validation", config.level, instruction=config.instruction)

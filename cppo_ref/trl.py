@@ -143,7 +143,7 @@ class CPPOTrainer(GRPOTrainer):
         return scored
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Float[Tensor, ""]:
-        """TRL's loss, plus λ · CPL: a mean over the perception tokens of all processes and all micro-batches of an update."""
+        """TRL's loss, plus λ · CPL: the mean over the rollout batch's perception tokens, shared out evenly over its updates."""
         loss = super()._compute_loss(model, inputs)
         if "selected" not in inputs:
             return loss

@@ -71,6 +71,24 @@ def test_equal_rewards_give_exactly_zero(group_size, scale):
     assert zero_variance(rewards, group_size).all()
 
 
+@pytest.mark.parametrize(
+    ("rewards", "signs"),
+    [
+        ([0.1] + [0.9] * 7 + [1.0] * 8, [-1] + [0] * 7 + [1] * 8),  # mean (0.1 + 6.3 + 8) / 16 = 0.9
+        ([0.5, 0.6, 0.7], [-1, 0, 1]),  # 1.8 / 3 = 0.6
+        ([0.3, 0.4, 0.6] + [0.7] * 5, [-1, -1, 0] + [1] * 5),  # 4.8 / 8 = 0.6
+        ([100.1, 100.2, 100.3], [-1, 0, 1]),
+        ([-0.3, -0.2, -0.1], [-1, 0, 1]),
+        ([0.0, 0.0001, 0.0003, 0.0], [-1, 0, 1, -1]),  # mean 0.0001, and small is not equal
+    ],
+)
+@pytest.mark.parametrize("scale", ["std", "none"])
+def test_a_reward_at_the_mean_of_its_group_gets_exactly_zero(rewards, signs, scale):
+    # 0.6 is no float32, nor is the mean: a positive rest would open the gate A > 0
+    advantages = group_advantages(torch.tensor(rewards * 2), len(rewards), scale=scale)
+    assert advantages.sign().tolist() == signs * 2
+
+
 def test_zero_variance_marks_the_groups_that_teach_nothing():
     rewards = torch.tensor([0.1, 0.1, 0.1, 0.9, 0.9, 0.9])
     assert zero_variance(rewards, 2).tolist() == [True, False, True]

@@ -133,7 +133,7 @@ def test_view_rng_depends_on_each_argument():
     assert len({draw(*key) for key in [base, *others]}) == 6
 
 
-def test_deep_greys_are_scaled_to_8_bits_and_not_clipped():
+def test_deep_greys_are_divided_by_257_and_clipped_above_65535():
     ramp = np.array([[0, 257, 32896, 65535]])
     for mode, dtype in (("I;16", "uint16"), ("I", "int32"), ("F", "float32")):
         image = Image.fromarray(ramp.astype(dtype))
@@ -141,6 +141,9 @@ def test_deep_greys_are_scaled_to_8_bits_and_not_clipped():
         assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 1, 128, 255]
     shallow = Image.fromarray(np.array([[0, 7, 255]], dtype=np.int32))
     assert np.asarray(to_rgb(shallow))[0, :, 0].tolist() == [0, 7, 255]
+    others = {"int32": ([0, 4_100_000], [0, 255]), "uint16": ([0, 4095], [0, 16]), "float32": ([0.0, 1.0], [0, 1])}
+    for dtype, (values, expected) in others.items():
+        assert np.asarray(to_rgb(Image.fromarray(np.array([values], dtype=dtype))))[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(

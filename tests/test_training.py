@@ -208,6 +208,29 @@ def test_logits_that_are_not_finite_stop_the_rollouts(policy, rows):
         cppo_step(policy, optimizer_for(policy), rows, CONFIG, 0)
 
 
+def test_the_row_that_is_not_finite_is_counted_in_the_whole_batch(policy, rows, monkeypatch):
+    """12 rows in parts of 4; the third part's row 1 is row 9."""
+    calls = []
+
+    def entropy(logits):
+        calls.append(len(calls))
+        values = token_entropy(logits)
+        return torch.where(torch.arange(len(values)) == 1, torch.nan, values) if calls[-1] == 4 else values
+
+    monkeypatch.setattr("cppo_ref.rollouts.token_entropy", entropy)
+    config = dataclasses.replace(CONFIG, rollout_batch_size=4, max_new_tokens=2)  # two tokens a part: call 4 opens the third
+    with pytest.raises(NonFiniteError, match="the logits of token 1 of row 9 are not finite while sampling"):
+        cppo_step(policy, optimizer_for(policy), rows, config, 0)
+
+
+def test_rewards_may_be_whole_numbers(policy, rows):
+    parts = Parts(reward=lambda rollouts: [1, 0, 0, 0] * 3)
+    metrics, batch = cppo_step(policy, optimizer_for(policy), rows, CONFIG, 0, parts=parts)
+    assert (metrics.reward, metrics.accuracy, metrics.gated_rows) == (0.25, 0.25, 3)
+    by_hand = torch.tensor([1.4997, -0.4999, -0.4999, -0.4999])  # 0.75 and -0.25 over 0.5001
+    assert_close(batch.advantages[:4], by_hand, atol=1e-4, rtol=0)
+
+
 def test_identical_views_cost_log_two(policy, rows, monkeypatch):
     batch = make_batch(policy, rows)
     same = dataclasses.replace(batch, views=(batch.prompts, batch.prompts))
@@ -253,7 +276,7 @@ def test_every_preset_takes_a_step(policy, rows, preset):
     config = CPPOConfig.preset(preset, prompts_per_step=3, group_size=4)
     before = [parameter.clone() for parameter in policy.trainable]
     metrics, _ = cppo_step(policy, optimizer_for(policy), rows, config, step=0)
-    assert (metrics.cpl > 0) == (preset != "grpo")
+    assert (metrics.cpl > 0) == ("detection" in metrics.seconds) == (preset != "grpo")
     assert any(not torch.equal(a, b) for a, b in zip(before, policy.trainable, strict=True))
 
 

@@ -173,6 +173,27 @@ def test_a_second_epoch_is_clipped_against_the_policy_that_sampled(policy, rows)
     )
 
 
+def test_cpl_is_reported_as_the_mean_over_all_perception_tokens(policy, rows, monkeypatch):
+    """3 tokens of 2 nats and 1 of 1 nat: 7 / 4, however many updates had no token."""
+    config = dataclasses.replace(CONFIG, num_minibatches=4)
+    values = iter([(0.0, 0), (2.0, 3), (0.0, 0), (1.0, 1)])
+    rest = {"policy_loss": 1.0, "kl": 2.0, "grad_norm": 3.0, "clip_fraction": 0.5}
+    monkeypatch.setattr("cppo_ref.step.update", lambda *_: rest | dict(zip(("cpl", "selected"), next(values), strict=True)))
+    metrics, _ = cppo_step(policy, torch.optim.SGD(policy.trainable, lr=0.0), rows, config, step=0)
+    assert metrics.cpl == 1.75
+    assert (metrics.policy_loss, metrics.kl, metrics.grad_norm, metrics.clip_fraction) == (1.0, 2.0, 3.0, 0.5)
+
+
+def test_minibatches_report_the_cpl_of_the_whole_batch_while_the_policy_stands_still(policy, rows):
+    parts, still = Parts(reward=lambda rollouts: [0.9, 0.0, 0.0, 0.9]), torch.optim.SGD(policy.trainable, lr=0.0)
+    found = [
+        cppo_step(policy, still, rows, dataclasses.replace(CONFIG, num_minibatches=count), 0, parts=parts)[0].cpl
+        for count in (1, 2, 4)  # in four, two have no perception token
+    ]
+    assert found[0] > 0.01
+    assert found == pytest.approx([found[0]] * 3, rel=1e-4)
+
+
 # --- gradients ---
 
 

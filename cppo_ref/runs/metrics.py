@@ -27,9 +27,9 @@ class StepMetrics:
     undecided: int  # completions whose answer math-verify could not judge within its bounds: they count as wrong
     policy_loss: float  # clipped surrogate, mean over the step's updates
     kl: float  # k3 to the reference, weighted like the policy loss
-    cpl: float  # contrastive perception loss; 0 when nothing was selected
+    cpl: float  # contrastive perception loss, mean over the step's perception tokens; 0 when nothing was selected
     grad_norm: float  # before clipping, mean over the step's updates
-    clip_fraction: float  # share of tokens whose ratio left the clip range
+    clip_fraction: float  # share of tokens whose ratio left the clip range, weighted like the policy loss
     updates: int  # optimizer updates; 0 when there was nothing to learn from
     zero_variance_groups: float  # share of groups whose rewards are all equal
     gated_rows: int  # completions with A > 0
@@ -92,7 +92,8 @@ def step_metrics(
     mask = batch.rollouts.completion_mask
     correct = batch.rewards > 0.5  # a right answer alone earns 0.9, the format alone 0.1
     tokens = max(int((mask & batch.gate[:, None]).sum()), 1)  # of the gated rows
-    learned = ("policy_loss", "kl", "cpl", "grad_norm", "clip_fraction")
+    selected = sum(update["selected"] for update in updates)
+    learned = ("policy_loss", "kl", "grad_norm", "clip_fraction")
     return StepMetrics(
         step=step,
         reward=batch.rewards.mean().item(),
@@ -100,6 +101,7 @@ def step_metrics(
         undecided=sum(map(undecided, batch.rollouts.texts, batch.rollouts.answers)),
         format=((batch.rewards - 0.9 * correct) / 0.1).mean().item(),
         updates=len(updates),
+        cpl=sum(update["cpl"] * (update["selected"] / selected) for update in updates if selected),
         zero_variance_groups=zero_variance(batch.rewards, config.group_size).float().mean().item(),
         gated_rows=int((batch.advantages > 0).sum()),
         perturbed_rows=0 if batch.selected is None else int(batch.gate.sum()),

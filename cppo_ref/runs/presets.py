@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip_high": 0.4,
         "preserving": ["color_jitter", "perspective", "rotation", "blur"],
     },
-    # ours: the defaults above
+    # ours: the defaults of CPPOConfig
     "cppo-ref": {},
     # the baseline
     "grpo": {"cpl_weight": 0.0},

@@ -15,7 +15,7 @@ def stream_seed(*keys: int) -> int:
 
 
 def minibatches(count: int, config: CPPOConfig, step: int) -> Iterator[Tensor]:
-    """Row indices of each optimizer update: all rows at once on-policy, else seeded shuffles of them."""
+    """Row indices of each optimizer update: all rows in order for one minibatch, else seeded shuffles of them."""
     for epoch in range(config.num_epochs):
         order = torch.arange(count)
         if config.num_minibatches > 1:
