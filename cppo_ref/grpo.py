@@ -34,10 +34,10 @@ def group_advantages(
     if scale not in ("std", "none"):
         raise ValueError(f'scale is {scale!r}, expected "std" or "none"')
     groups = rewards.view(-1, group_size)
-    off = groups - groups.double().mean(dim=1, keepdim=True)
-    at_mean = off.abs() <= torch.finfo(torch.float32).eps * groups.abs().amax(dim=1, keepdim=True)
-    centered = (groups - groups.mean(dim=1, keepdim=True)).masked_fill(at_mean, 0.0)
-    return (centered / (groups.std(dim=1, keepdim=True) + eps) if scale == "std" else centered).flatten()
+    centered = groups - groups.mean(dim=1, keepdim=True)
+    rounding = 1e-6 * groups.abs().amax(dim=1, keepdim=True)  # of a mean in float32
+    spread = groups.std(dim=1, keepdim=True) + eps if scale == "std" else 1.0
+    return (centered.masked_fill(centered.abs() <= rounding, 0.0) / spread).flatten()
 
 
 def zero_variance(rewards: Float[Tensor, " B"], group_size: int) -> Bool[Tensor, " P"]:

@@ -143,7 +143,7 @@ class CPPOTrainer(GRPOTrainer):
         return scored
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Float[Tensor, ""]:
-        """TRL's loss, plus λ · CPL: the mean over the rollout batch's perception tokens, shared out evenly over its updates."""
+        """TRL's loss, plus λ · CPL: each perception token of the rollout batch weighs the same, whichever update it is in."""
         loss = super()._compute_loss(model, inputs)
         if "selected" not in inputs:
             return loss

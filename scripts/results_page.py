@@ -5,7 +5,6 @@ its verdict. --figures draws the page's picture as well.
 """
 
 # ruff: noqa: E501 (the page is prose)
-import math
 import re
 import sys
 from dataclasses import replace
@@ -63,13 +62,12 @@ assert complete(FOLLOW_ROWS, "eyes", FOLLOW_UP_SEEDS), "runs of the follow-up ar
 
 def points(found: Difference) -> str:
     """The difference in hundredths, with its 95 % interval."""
-    value, low, high = (tenths(100 * number, "+") for number in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]".replace("-", "−")
+    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]".replace("-", "−")
 
 
-def tenths(number: float, sign: str = "-") -> str:
-    """One decimal; halves go away from 0, which floating point would leave to chance."""
-    return f"{number + math.copysign(1e-9, number):{sign}.1f}"
+def tenths(number: float) -> str:
+    """One decimal; halves go up, which floating point would leave to chance."""
+    return f"{number + 1e-9:.1f}"
 
 
 def field(match: re.Match) -> str:

@@ -1,5 +1,6 @@
 """The public schemas, written small with images of the shape world: the rows, the malformed ones, two steps of training."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from cppo_ref.examples.loading import load_rows, rows_for
 from cppo_ref.examples.overlong import drop_overlong, prompt_tokens
 from cppo_ref.examples.rows import INSTRUCTION, find_columns, images_of, plain_answer, plain_question, row_at
 from cppo_ref.rewards import reward
+from cppo_ref.runs.options import EvaluateFlags, TrainFlags
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import load_policy
 from cppo_ref.worlds.shapes import LEVELS, sample_row
@@ -240,7 +242,7 @@ def test_a_test_split_of_what_has_no_splits_is_said_to_be_all_of_its_rows(file, 
     source = str(tmp_path / file if file == "rows.jsonl" else tmp_path)
     assert len(load_rows(source, "test")) == 1
     printed = capsys.readouterr().out
-    assert bool(printed) == said and ("a fair test needs rows that were not trained on" in printed) == said
+    assert bool(printed) == said and ("has no splits: its 'test' split is all of its rows" in printed) == said
     load_rows(str(tmp_path / file))
     assert capsys.readouterr().out == ""
 
@@ -250,7 +252,7 @@ def test_a_test_split_of_what_has_no_splits_is_said_to_be_all_of_its_rows(file, 
 )
 def test_the_tiny_model_says_that_other_words_than_its_own_are_unknown_to_it(data, model, said, policy, tmp_path, capsys):
     rows_for(CPPOConfig(data=geometry3k(tmp_path) if data == "file" else data, model=model))
-    assert ("reads others as <unk>" in capsys.readouterr().out) == said
+    assert ("reads words outside the shape world as <unk>" in capsys.readouterr().out) == said
     known, others = (policy.tokenizer.decode(policy.tokenizer(text)["input_ids"]) for text in (QUESTIONS[0], "How many cups?"))
     assert "<unk>" not in known and "<unk>" in others
 
@@ -473,5 +475,5 @@ def test_training_drops_overlong_prompts_but_looks_at_none_of_the_shape_world(tm
 
 def test_the_page_about_data_names_options_that_exist():
     named = set(re.findall(r"--(\w+)", (Path(__file__).parent.parent / "docs" / "data.md").read_text()))
-    known = {*CPPOConfig().to_dict(), "profile", "config", "resume", "adapter", "images"}  # the last five: of its commands
+    known = {field.name for kind in (CPPOConfig, TrainFlags, EvaluateFlags) for field in dataclasses.fields(kind)}
     assert {"data", "columns", "image_folder", "instruction", "max_prompt_tokens"} <= named <= known

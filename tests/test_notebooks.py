@@ -102,13 +102,6 @@ def test_markers_of_nbval_are_lines_of_their_own(path):
 
 
 @executed_notebook
-def test_prose_is_short(path):
-    words = [len(cell.source.split()) for cell in read(path).cells if cell.cell_type == "markdown"]
-    assert sum(words) <= (2000 if path.name.startswith("07") else 2900)
-    assert max(words) <= 180
-
-
-@executed_notebook
 def test_a_description_follows_every_figure(path):
     cells = read(path).cells
     numbers = []

@@ -48,7 +48,7 @@ def load_rows(
         if not file.is_file() or "::" in str(file):  # to fsspec a chain of file systems
             raise InputError(f"data is {source!r}, but there is no such file: give a path to a {file.suffix} file")
         if split not in ("train", file.parent.name):
-            print(f"{str(file)!r} has no splits, so all of its rows are read: a fair test needs rows that were not trained on")
+            print(f"{str(file)!r} has no splits: its {split!r} split is all of its rows")
         table = _read(READERS[file.suffix], str(file))
     else:
         table = _from_hub(source, split)
@@ -62,7 +62,7 @@ def load_rows(
 def rows_for(config: CPPOConfig, split: str = "train") -> Rows:
     """The rows that a run with `config` trains on, before those with too long a prompt are dropped; or another split's."""
     if config.model == "tiny" and config.data != "shapes":
-        print("model 'tiny' knows the words of the shape world and reads others as <unk>: take --profile, or --model")
+        print("model 'tiny' reads words outside the shape world as <unk>: for a real model take --profile")
     options = {name: getattr(config, name) for name in ("columns", "image_folder", "instruction")}
     return load_rows(config.data, split, config.level, **options)
 
@@ -80,7 +80,7 @@ def _read(builder: str, path: str) -> datasets.Dataset:
         if twice := [name for name in header if header.count(name) > 1]:
             raise InputError(f"data {path!r} has two columns {twice[0]!r}: rename one")
     try:
-        return datasets.load_dataset(builder, data_files=glob.escape(path), split="train")  # type: ignore  # no pattern
+        return datasets.load_dataset(builder, data_files=glob.escape(path), split="train")  # a name, not a pattern
     except Exception as error:  # datasets raises many kinds for an unreadable file
         if isinstance(error, StopIteration) or "no data" in str(error):
             raise InputError(f"data {path!r} has no rows: give a dataset with at least one") from error
@@ -90,7 +90,7 @@ def _read(builder: str, path: str) -> datasets.Dataset:
 
 def _from_hub(source: str, split: str) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(source, split=split)  # type: ignore[return-value]
+        return datasets.load_dataset(source, split=split)
     except Exception as error:
         raise InputError(
             f'data is {source!r}: not "shapes", no local file, and the Hub gave no split {split!r} ({first_line(error)})'

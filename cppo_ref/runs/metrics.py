@@ -101,7 +101,7 @@ def step_metrics(
         undecided=sum(map(undecided, batch.rollouts.texts, batch.rollouts.answers)),
         format=((batch.rewards - 0.9 * correct) / 0.1).mean().item(),
         updates=len(updates),
-        cpl=sum(update["cpl"] * (update["selected"] / selected) for update in updates if selected),
+        cpl=sum((update["cpl"] * (update["selected"] / selected) for update in updates if selected), 0.0),
         zero_variance_groups=zero_variance(batch.rewards, config.group_size).float().mean().item(),
         gated_rows=int((batch.advantages > 0).sum()),
         perturbed_rows=0 if batch.selected is None else int(batch.gate.sum()),

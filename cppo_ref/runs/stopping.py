@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 ZERO_STEPS = 20  # in a row, after as many that earned something: no luck of sparse rewards
-EARNED = 0.1  # mean reward of those before
+EARNED = 0.1  # mean reward of the best such stretch before
 
 
 class Stopped(KeyboardInterrupt):
@@ -55,7 +55,7 @@ def stop_signals() -> Iterator[Stop]:
 
 
 def collapsed(history: Sequence[dict[str, float]], steps: int) -> bool:
-    """Whether the newest `steps` steps end with ZERO_STEPS that earned nothing, and as many before earned EARNED on average."""
+    """Whether the newest `steps` end with ZERO_STEPS of reward 0, and some ZERO_STEPS in a row before had a mean of EARNED."""
     rewards = [step["reward"] for step in history]
     if steps < ZERO_STEPS or any(rewards[-ZERO_STEPS:]):
         return False
