@@ -113,7 +113,7 @@ def test_what_was_explored_stands_beside_its_baselines_on_the_same_seeds():
     ("folder", "arms", "seeds", "split"),
     [
         ("follow-up", {arm.name for arm in WORLD_MAIN}, FOLLOW_UP_SEEDS, "test"),
-        ("other-pictures", {ARM, OTHERS[0]}, range(101, 109), "validation"),
+        ("other-pictures", {arm.name for arm in WORLD_MAIN}, range(101, 109), "validation"),
     ],
 )
 def test_asked_again_means_fresh_seeds_and_the_same_settings(folder, arms, seeds, split):
