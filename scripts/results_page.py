@@ -243,7 +243,7 @@ def hold() -> None:
 hold()
 FACTS = facts()
 
-HEADLINE = """**In part. On one of two toy worlds, CPPO's likeliest answers about unseen pictures gain over GRPO and augmentation. A plain consistency loss gains as much there, and more in sampled answers. No other comparison says *helps*; on plain pictures {plain_hurts} of 12 say *hurts*.**"""
+HEADLINE = """**In part. On one of two toy worlds, CPPO's likeliest answers about unseen pictures gain over GRPO and augmentation. A plain consistency loss gains as much there, and more in sampled answers. Nothing else here says *helps*; on plain pictures {plain_hurts} of 12 say *hurts*.**"""
 
 ANSWER = f"""{HEADLINE}
 

@@ -50,6 +50,7 @@ def test_the_sign_flip_test_by_hand():
     # of (1, 1, −1): |sum| = 1 is reached by all 8
     assert sign_flip_p(np.array([1.0, 1.0, -1.0])) == 1.0
     assert sign_flip_p(np.full(10, 0.1)) == 2 / 1024
+    assert sign_flip_p(np.arange(1.0, 21.0)) == 2 / 2**20
     assert sign_flip_p(np.zeros(4)) == 1.0
 
 
