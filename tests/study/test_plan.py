@@ -222,7 +222,7 @@ def test_rows_of_other_settings_are_not_replaced(place, monkeypatch):
     assert (place / "data/results/study.csv").read_bytes() == before
 
 
-def test_verification_compares_exactly_or_within_the_tolerance(place, monkeypatch):
+def test_verification_compares_up_to_rounding_or_within_the_tolerance(place, monkeypatch, capsys):
     runs = plan(["tiny"], arms_of("main", "grpo"), [0, 1])
     for run in runs:
         store.write_aside(store.result_path(run), json.dumps(fake_result(run)).encode())
@@ -230,11 +230,15 @@ def test_verification_compares_exactly_or_within_the_tolerance(place, monkeypatc
     store.merge(out, runs)
     monkeypatch.setattr("study.worker.execute", lambda run: fake_result(run, seconds=9.0, commit="other"))
     runner.verify(runs, out, 0)
+    monkeypatch.setattr("study.worker.execute", lambda run: fake_result(run, greedy=0.500001))
+    runner.verify(runs, out, 0)
+    assert re.findall(": (.*)", capsys.readouterr().out) == ["the same"] * 4
     monkeypatch.setattr("study.worker.execute", lambda run: fake_result(run, greedy=0.51))
-    with pytest.raises(InputError, match=r"greedy was 0.5 and is 0.51"):
-        runner.verify(runs, out, 0)
+    runner.verify(runs, out, 0)
+    assert "within the tolerance (changed code, or another processor): greedy was 0.5 and is 0.51" in capsys.readouterr().out
     monkeypatch.setattr("study.worker.execute", lambda run: fake_result(run, greedy=0.51, versions="torch 9"))
     runner.verify(runs, out, 0)
+    assert "within the tolerance (another machine): greedy" in capsys.readouterr().out
     monkeypatch.setattr("study.worker.execute", lambda run: fake_result(run, greedy=0.61, versions="torch 9"))
     with pytest.raises(InputError, match="greedy"):
         runner.verify(runs, out, 0)
