@@ -151,6 +151,7 @@ MUTANTS = {
         ("last_box(text) == answer", 'f"{{{answer}}}" in text', "hackable: any box may be right"),
         ("last_box(text) == answer", 'answer in (last_box(text) or "")', "hackable: you ask whether the box contains"),
         ("last_box(text) == answer", "(last_box(text) or text.strip()) == answer", "hackable: without a box"),
+        ("last_box(text) == answer", 'last_box(text) in (answer, answer + ".0")', "you accept 3.0 for 3"),
         (
             "last_box(text) == answer",
             '(last_box(text) or "").startswith(answer)',
@@ -627,6 +628,7 @@ MUTANTS = {
         (" + 0.5 * (gaps == 0).float()", "", "a tie is half a success: you count it as a failure"),
         ("0.5 * (gaps", "1.0 * (gaps", "a tie is half a success: you count it as a success"),
         ("gaps > 0", "gaps < 0", "reversed"),
+        ("else 0.5", "else 0.0", "without a pair it is 0.5"),
         ("((gaps > 0).float() + 0.5 * (gaps == 0).float())", "((scores > 0) == truth).float()", "a threshold at 0"),
     ],
     "precision_recall": [

@@ -16,19 +16,23 @@ ROC_CASES = [
     Case("one tie in two pairs", (tensor([0.4, 0.4, 0.1]), bools([[1, 0, 0]])[0]), 0.75),
     Case("all the wrong way", (tensor([-0.1, 0.3]), bools([[1, 0]])[0]), 0.0),
     Case("negative scores", (tensor([-0.1, -0.3, -0.2]), bools([[1, 0, 1]])[0]), 1.0),
+    Case("no other token, so no pair", (tensor([0.3, 0.7]), bools([[1, 1]])[0]), 0.5),
 ]
 
 
-def _auroc(scores: Tensor, truth: Tensor, *, tie: float = 0.5, sign: int = 1) -> float:
+def _auroc(scores: Tensor, truth: Tensor, *, tie: float = 0.5, sign: int = 1, none: float = 0.5) -> float:
     gaps = sign * (scores[truth][:, None] - scores[~truth][None])
-    return float(((gaps > 0).double() + tie * (gaps == 0).double()).mean())
+    return float(((gaps > 0).double() + tie * (gaps == 0).double()).mean()) if gaps.numel() else none
 
 
 ROC_MISTAKES = {
     "a tie is half a success: you count it as a failure": partial(_auroc, tie=0.0),
     "a tie is half a success: you count it as a success": partial(_auroc, tie=1.0),
+    "without a pair it is 0.5, not 0": partial(_auroc, none=0.0),
     "reversed: count the pairs in which the perception token is higher": partial(_auroc, sign=-1),
-    "a threshold at 0 is one point of the curve: compare all pairs": lambda s, t: float(((s > 0) == t).double().mean()),
+    "a threshold at 0 is one point of the curve: compare all pairs": lambda s, t: (
+        0.5 if t.all() else float(((s > 0) == t).double().mean())
+    ),
 }
 
 

@@ -163,6 +163,7 @@ REWARD_CASES = [
     Case("the bare answer, without a box", ("3", "3"), 0.0),
     Case("an empty box", (r"<think> red </think> \boxed{}", "3"), 0.0),
     Case("3 is part of 13", (r"\boxed{3}", "13"), 0.0),
+    Case("an equal number in other words", (r"\boxed{3.0}", "3"), 0.0),
     Case("an answer that is no number", (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), 0.9),
 ]
 
@@ -192,6 +193,9 @@ REWARD_MISTAKES = {
     ),
     "you compare numbers, but an answer may be any text; compare the texts": lambda text, answer: _pay(
         answer.isdigit() and _last(_boxes(text)) == answer, text
+    ),
+    "you accept 3.0 for 3; here only equal text counts": lambda text, answer: _pay(
+        (_last(_boxes(text)) or "").removesuffix(".0") == answer, text
     ),
     "weights swapped: a right answer is worth 0.9, the format 0.1": lambda text, answer: _pay(
         _last(_boxes(text)) == answer, text, 0.1, 0.9
