@@ -7,8 +7,7 @@ from typing import Any, Literal
 from cppo_ref.cpl import Estimator
 from cppo_ref.grpo import Aggregation
 from cppo_ref.perception import Ranking
-from cppo_ref.perturbations import PRESERVING, REMOVING
-from cppo_ref.runs.checks import KINDS, RANGES, choices, fits, nearest, options, out_of_range
+from cppo_ref.runs.checks import TRACKERS, nearest, problem
 from cppo_ref.runs.presets import PRESETS
 from cppo_ref.worlds.shapes import LEVELS
 
@@ -92,35 +91,13 @@ class CPPOConfig:
     save_minutes: int = setting(20, "minutes after which a checkpoint is due in any case, without a validation")
     keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best by validation and by reward")
     eval_rows: int = setting(32, "shape world: validation images per checkpoint, 4 completions each; 0: no validation")
-    trackers: list[str] = setting([], "any of tensorboard, trackio, wandb")
+    trackers: list[str] = setting([], f"any of {', '.join(TRACKERS)}")
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value, like = getattr(self, f.name), f.default_factory() if callable(f.default_factory) else f.default
-            if not fits(value, like):
-                raise InputError(f"{f.name} is {value!r}, expected {KINDS[type(like)]}")
+        if wrong := problem(self):
+            raise InputError(wrong)
         if self.max_new_tokens == 0:
             object.__setattr__(self, "max_new_tokens", LEVELS[self.level].max_new_tokens if self.data == "shapes" else 128)
-        for name, ok, expected in self._checks():
-            if not ok:
-                raise InputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
-
-    def _checks(self) -> list[tuple[str, bool, str]]:
-        rows = self.prompts_per_step * self.group_size
-        expected = {name: out_of_range(name, getattr(self, name)) for name in RANGES}
-        checks = [(name, not text, text) for name, text in expected.items()]
-        checks += [(f.name, getattr(self, f.name) in options(f), ", ".join(options(f))) for f in choices(type(self))]
-        return [
-            *checks,
-            ("group_size", rows <= 2**16, f"at most 65,536 rows a step with {self.prompts_per_step} prompts"),
-            ("output", bool(self.output.strip()), "the name of a folder"),
-            ("top_fraction", 0 < self.top_fraction <= 1, "a share above 0 and at most 1"),
-            ("clip_low", 0 < self.clip_low < 1, "a number between 0 and 1"),
-            ("num_minibatches", rows % max(self.num_minibatches, 1) == 0, f"a divisor of the {rows} rows of a step"),
-            ("preserving", set() < set(self.preserving) <= set(PRESERVING), f"one or more of {', '.join(PRESERVING)}"),
-            ("removing", set() < set(self.removing) <= set(REMOVING), f"one or more of {', '.join(REMOVING)}"),
-            ("trackers", set(self.trackers) <= {"tensorboard", "trackio", "wandb"}, "any of tensorboard, trackio, wandb"),
-        ]
 
     @property
     def on_policy(self) -> bool:

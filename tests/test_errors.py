@@ -1,5 +1,6 @@
 """What the user gets wrong: exit status 2, one line on stderr that names it, and nothing written."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
@@ -104,7 +106,7 @@ def place(tmp_path_factory):
     (folder / "notes" / "mine.txt").write_text("mine")
     write_bad_rows(folder)
     settings = {"typo": '{"stpes": 3}', "list": "[3]", "text": '{"steps": "many"}', "flag": '{"detach_anchor": "no"}'}
-    settings |= {"null": '{"tau": null}', "cut": '{"steps": '}
+    settings |= {"null": '{"tau": null}', "cut": '{"steps": ', "level": '{"level": "medium"}'}
     for name, text in settings.items():
         (folder / f"{name}.json").write_text(text)
     (folder / "binary.json").write_bytes(b"\xff\xfe\x00")
@@ -135,6 +137,7 @@ ERRORS = {
     "config with an unknown setting": ("train --config typo.json", ["'stpes'", "did you mean 'steps'?"]),
     "config with text for a number": ("train --config text.json", ["steps is 'many'", "whole number"]),
     "config with text for a switch": ("train --config flag.json", ["detach_anchor is 'no'", "true or false"]),
+    "config with an unknown level": ("train --config level.json", ["level is 'medium', expected easy, hard"]),
     "config with null": ("train --config null.json", ["tau is None", "a number"]),
     "config that is absent": (
         "train --config absent.json",
@@ -254,6 +257,16 @@ ERRORS = {
     "export: unknown dtype": ("export --output new --dtype int8", ["dtype is 'int8', expected bfloat16 or float16"]),
     "export: adapter that is absent": ("export --model model --adapter absent --output new", ["adapter 'absent'"]),
 }
+
+
+ODD = ["", "x", "\0", None, True, False, 0, -1, 1, 1.5, 2**70, float("inf"), float("nan"), [], [1], ["x"], [None], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(CPPOConfig)])
+def test_whatever_a_file_holds_a_setting_is_taken_or_refused(name):
+    for value in ODD:
+        with suppress(InputError):
+            CPPOConfig.from_dict({name: value})
 
 
 def contents(folder):
