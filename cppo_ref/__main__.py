@@ -122,7 +122,6 @@ def quiet() -> None:
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # it reports an unreadable file twice: here, and as the exception
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -38,11 +38,9 @@ def perception_tokens(
     policy: Policy, batch: Batch, removed_entropy: Float[Tensor, "B T"], config: CPPOConfig, step: int
 ) -> Bool[Tensor, "B T"]:
     """The perception tokens of the gated rows: those whose entropy rises most when the image is destroyed."""
-    assert batch.shift is not None
-    gated = batch.rollouts.completion_mask & batch.gate[:, None]
-    return select_perception_tokens(
-        batch.shift, removed_entropy, gated, top_fraction=config.top_fraction, ranking=config.ranking
-    )
+    assert batch.shift is not None  # 0 on all other rows: none of their tokens is chosen
+    options = {"top_fraction": config.top_fraction, "ranking": config.ranking}
+    return select_perception_tokens(batch.shift, removed_entropy, batch.rollouts.completion_mask, **options)
 
 
 def contrastive_tokens(
