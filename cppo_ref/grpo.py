@@ -37,7 +37,7 @@ def group_advantages(
     centered = groups - groups.mean(dim=1, keepdim=True)
     rounding = 1e-6 * groups.abs().amax(dim=1, keepdim=True)  # of a mean in float32
     spread = groups.std(dim=1, keepdim=True) + eps if scale == "std" else 1.0
-    return (centered.masked_fill(centered.abs() <= rounding, 0.0) / spread).flatten()
+    return (centered / spread).masked_fill(centered.abs() <= rounding, 0.0).flatten()
 
 
 def zero_variance(rewards: Float[Tensor, " B"], group_size: int) -> Bool[Tensor, " P"]:

@@ -86,8 +86,12 @@ def generate_rollouts(
     of keys and values grows with it. `rng` is the one source of randomness.
 
     Raises:
+        ValueError: no rows, `group_size` or `max_new_tokens` below 1, or a negative temperature.
         InputError: prompt and completion do not fit the model.
     """
+    if min(len(rows), group_size, max_new_tokens) < 1 or not temperature >= 0:
+        asked = f"{len(rows)} rows, group_size {group_size}, max_new_tokens {max_new_tokens}, temperature {temperature}"
+        raise ValueError(f"asked to sample {asked}: expected 1 or more of each, and a temperature of 0 or more")
     prompts = policy.encode([images_of(row) for row in rows], [row["question"] for row in rows])
     policy.check_length(prompts, max_new_tokens)
     draws = torch.Generator(policy.device).manual_seed(int(torch.randint(2**62, (), generator=rng)))

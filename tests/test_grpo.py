@@ -89,6 +89,12 @@ def test_a_reward_at_the_mean_of_its_group_gets_exactly_zero(rewards, signs, sca
     assert advantages.sign().tolist() == signs * 2
 
 
+def test_an_equal_group_gets_zero_without_a_guard_in_the_divisor_too():
+    assert group_advantages(torch.tensor([1.0, 1.0, 0.0, 1.0]), 2, eps=0.0).tolist() == pytest.approx(
+        [0, 0, -(0.5**0.5), 0.5**0.5]
+    )
+
+
 def test_zero_variance_marks_the_groups_that_teach_nothing():
     rewards = torch.tensor([0.1, 0.1, 0.1, 0.9, 0.9, 0.9])
     assert zero_variance(rewards, 2).tolist() == [True, False, True]

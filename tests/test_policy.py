@@ -206,6 +206,17 @@ def test_sampled_frequencies_follow_the_scored_probabilities(policy, rows):
     assert_close(frequencies, probabilities, atol=0.04, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "bad", [{"group_size": 0}, {"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"rows": []}]
+)
+def test_what_cannot_be_sampled_is_refused_in_one_sentence(policy, rows, bad):
+    given = {"rows": rows[:1], "group_size": 2, "max_new_tokens": 4, "rng": torch.Generator()} | bad
+    with pytest.raises(
+        ValueError, match=r"^asked to sample \d rows, .*: expected 1 or more of each, and a temperature of 0 or"
+    ):
+        generate_rollouts(policy, **given)
+
+
 def test_placeholders_and_padding_are_never_sampled(rows):
     policy = load_policy("tiny")
     image = policy.model.config.image_token_id
