@@ -46,6 +46,10 @@ def train(config: CPPOConfig, *, resume: bool = False, checkpoint: str = "", pro
         Stopped: Ctrl-C or SIGTERM; the step was finished and a checkpoint saved.
     """
     check_one_process()
+    if checkpoint and not resume:
+        raise InputError(
+            f"checkpoint is {checkpoint!r}, which a run goes on from with --resume only: add it, or leave this out"
+        )
     run = RunFolder.check(config, resume)
     with stop_signals() as stop, run.claim(resume):
         found = latest_checkpoint(run.path, checkpoint) if resume else None

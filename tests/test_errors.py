@@ -104,6 +104,7 @@ def place(tmp_path_factory):
     (folder / "file").write_text("mine")
     (folder / "notes").mkdir()
     (folder / "notes" / "mine.txt").write_text("mine")
+    (folder / "hollow").mkdir()
     write_bad_rows(folder)
     settings = {"typo": '{"stpes": 3}', "list": "[3]", "text": '{"steps": "many"}', "flag": '{"detach_anchor": "no"}'}
     settings |= {"null": '{"tau": null}', "cut": '{"steps": ', "level": '{"level": "medium"}'}
@@ -157,7 +158,7 @@ ERRORS = {
     ),
     "unknown model": (
         f"{TRAIN} --model nowhere/nothing",
-        ["'nowhere/nothing'", 'not found: give "tiny", a model folder or a Hub name'],
+        ["model 'nowhere/nothing' not found (We couldn't connect to", '): give "tiny", a model folder or a Hub name'],
     ),
     "model of another family": (
         f"{TRAIN} --model other-model",
@@ -228,6 +229,10 @@ ERRORS = {
         f"{TRAIN} --output notes",
         ["'notes'", "is no run and holds", "a new or an empty folder"],
     ),
+    "data folder without metadata": (
+        f"{TRAIN} --data hollow",
+        ["data 'hollow' is a folder without metadata.jsonl, .csv or .parquet, and no split 'train' was found in it ("],
+    ),
     "output without a name": ("train --output=", ["output is '', expected the name of a folder"]),
     "seed that no generator takes": (
         f"train --seed {2**64}",
@@ -238,6 +243,10 @@ ERRORS = {
         f"{TRAIN} --trackers trackio",
         ["tracker 'trackio' is not installed: pip install trackio, or take it from --trackers"],
     ),
+    "checkpoint without resume": (
+        f"{TRAIN} --checkpoint step-000001",
+        ["checkpoint is 'step-000001', which a run goes on from with --resume only: add it, or leave this out"],
+    ),
     "resume with fewer steps": (f"{TRAIN} --output done --resume --lora_rank 2 --steps 0", ["steps is 0", "above 0"]),
     "no such device": (f"{TRAIN} --device tpu", ["--device", "'tpu'", "'cuda'"]),
     "adapter that is absent": (
@@ -245,6 +254,14 @@ ERRORS = {
         ["adapter 'absent'", "not found or not made for this model: give its folder"],
     ),
     "adapter that is a model": ("evaluate --model model --adapter model", ["adapter 'model'"]),
+    "adapter that is a run": (
+        "evaluate --model model --adapter done",
+        ["adapter 'done' holds no adapter_config.json: give a folder that does, such as a run's adapter/"],
+    ),
+    "evaluate: split of the shape world": (
+        "evaluate --model model --split train",
+        ["split is 'train', but the shape world is judged on its three test splits: leave out --split"],
+    ),
     "evaluate: unknown level": ("evaluate --model model --level medium", ["'medium'", "'easy', 'hard'"]),
     "evaluate: no images": ("evaluate --model model --images 0", ["images is 0", "1 or more"]),
     "evaluate: unknown quantization": ("evaluate --quantize int8", ["'int8'", "'nf4', 'none'"]),
@@ -267,6 +284,20 @@ def test_whatever_a_file_holds_a_setting_is_taken_or_refused(name):
     for value in ODD:
         with suppress(InputError):
             CPPOConfig.from_dict({name: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"quantize": "int8"}, "quantize is 'int8', expected nf4 or none"),
+        ({"device": "cuda:1"}, "device is 'cuda:1', expected auto, cpu, cuda: CUDA_VISIBLE_DEVICES chooses among several GPUs"),
+        ({"dtype": "float8"}, "dtype is 'float8', expected auto, float32, bfloat16, float16"),
+        ({"lora": {"scope": "head"}}, "scope of the adapters is 'head', expected vision, language, all"),
+    ],
+)
+def test_an_option_that_no_policy_has_is_refused(option, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        load_policy("tiny", **{name: LoraOptions(**value) if name == "lora" else value for name, value in option.items()})
 
 
 def contents(folder):

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from cppo_ref.config import CPPOConfig
 from cppo_ref.evaluation import avg_at_k, correctness, evaluate_split
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import Rollouts, generate_rollouts
+from cppo_ref.runs import report
 from cppo_ref.runs.detector import completion_shift, evaluate_detector
 from cppo_ref.runs.intervals import Interval, bootstrap_interval
-from cppo_ref.runs.report import best_constant_guess
+from cppo_ref.runs.report import best_constant_guess, evaluate_run
 from cppo_ref.vlm.policy import load_policy
 from cppo_ref.worlds.splits import data_folder
 
@@ -118,3 +120,17 @@ def test_the_tiny_vlm_looks_doubts_hallucinates_and_stumbles_on_shifts(committed
     assert splits["test_shift"]["avg_at_k"]["value"] <= 0.45  # room for CPPO
     assert abs(splits["test_blank"]["avg_at_k"]["value"] - committed["best_constant_guess"]) <= 0.05
     assert committed["detector"]["noise_patches ×4"]["auroc_absolute"] >= 0.88  # it doubts when information is removed
+
+
+def test_a_runs_own_instruction_is_in_the_questions_that_judge_it(monkeypatch):
+    asked = []
+
+    def look(policy, rows, **options):
+        asked.extend(row["question"] for row in rows)
+        raise NotImplementedError
+
+    monkeypatch.setattr(report, "evaluate_detector", look)
+    with pytest.raises(NotImplementedError):
+        evaluate_run(CPPOConfig(instruction="Say it twice."), images=3)
+    assert len(asked) == 3
+    assert all(question.endswith("?\nSay it twice.") for question in asked)

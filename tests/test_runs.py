@@ -189,6 +189,12 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path):
         latest_checkpoint(tmp_path)
 
 
+def test_a_checkpoint_that_is_not_there_is_named_beside_those_that_are(tmp_path):
+    (tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"^checkpoint 'step-000003' is not in '.*checkpoints': there are step-000002$"):
+        latest_checkpoint(tmp_path, "step-000003")
+
+
 def test_checkpoints_without_their_config_are_not_gone_on_from(tmp_path):
     run(tmp_path / "a", 2)
     (tmp_path / "a" / "config.json").unlink()

@@ -92,6 +92,9 @@ def _from_hub(source: str, split: str) -> datasets.Dataset:
     try:
         return datasets.load_dataset(source, split=split)
     except Exception as error:
+        if Path(source).is_dir():
+            found = f"no split {split!r} was found in it ({first_line(error)})"
+            raise InputError(f"data {source!r} is a folder without metadata.jsonl, .csv or .parquet, and {found}") from error
         raise InputError(
             f'data is {source!r}: not "shapes", no local file, and the Hub gave no split {split!r} ({first_line(error)})'
         ) from error

@@ -116,6 +116,9 @@ def latest_checkpoint(run: Path, name: str = "") -> Path | None:
     """
     if name != Path(name).name:
         raise InputError(f"checkpoint is {name!r}, expected a name in {str(run / 'checkpoints')!r}, such as step-000040")
+    if name and not (run / "checkpoints" / name).is_dir():
+        there = ", ".join(path.name for path in _folders(run)) or "none"
+        raise InputError(f"checkpoint {name!r} is not in {str(run / 'checkpoints')!r}: there are {there}")
     damaged = []
     for path in [run / "checkpoints" / name] if name else reversed(_folders(run)):
         wrong = damage(path) or _state_problem(path)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cppo_ref.config import CPPOConfig
+from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.evaluation import evaluate_split
-from cppo_ref.examples.loading import rows_for, split_rows
+from cppo_ref.examples.loading import rows_for
 from cppo_ref.examples.rows import row_at
 from cppo_ref.examples.views import blanked
 from cppo_ref.runs.detector import evaluate_detector
@@ -31,14 +31,23 @@ def evaluate_run(config: CPPOConfig, adapter: str = "", split: str = "test", ima
 
     `images` rows, or all there are, of the shape world's three test splits; of a user's own data those of `split` as they
     are and with blank images.
+
+    Raises:
+        InputError: data, model or adapter are not usable, or a `split` of the shape world is asked for.
     """
+
+    def first(name: str) -> list[dict[str, Any]]:
+        """The first rows of a split, as the run reads them."""
+        table = rows_for(config, name)
+        return [row_at(table, i) for i in range(min(images, len(table)))]
+
     if config.data == "shapes":
-        splits = {name: split_rows(name, config.level, images) for name in ("test", "test_shift", "test_blank")}
+        if split != "test":
+            raise InputError(f"split is {split!r}, but the shape world is judged on its three test splits: leave out --split")
+        splits = {name: first(name) for name in ("test", "test_shift", "test_blank")}
         about, views, limit = {"level": config.level, "images": images}, DETECTOR_VIEWS, None
     else:  # a wrong name is found before the model is loaded
-        table = rows_for(config, split)
-        rows = [row_at(table, i) for i in range(min(images, len(table)))]
-        rows = [{name: row[name] for name in row if name != "objects"} for row in rows]  # a name of the shape world
+        rows = [{name: row[name] for name in row if name != "objects"} for row in first(split)]  # a name of the shape world
         splits = {"given": rows, "blank": [blanked(row) for row in rows]}
         about, views, limit = {"data": config.data, "images": len(rows)}, (), config.max_new_tokens
     policy, plain = policy_for(config, adapter), next(iter(splits.values()))

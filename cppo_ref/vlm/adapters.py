@@ -43,6 +43,10 @@ def with_adapters(model: Any, family: Family, lora: LoraOptions | None, adapter:
     """`model` with the adapters of folder `adapter`, else with fresh ones, else as it is; InputError if they do not fit."""
     if adapter is not None:
         check_whole(Path(adapter))
+        if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
+            raise InputError(
+                f"adapter {adapter!r} holds no adapter_config.json: give a folder that does, such as a run's adapter/"
+            )
         try:
             adapted = PeftModel.from_pretrained(model, adapter, is_trainable=True)
         except Exception as error:  # peft raises many kinds

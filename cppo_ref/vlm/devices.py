@@ -11,7 +11,9 @@ from cppo_ref.config import InputError
 
 
 def choose_device(device: str) -> torch.device:
-    """ "auto" is the GPU if there is one; InputError if "cuda" is asked for and there is none."""
+    """ "auto" is the GPU if there is one; InputError for another name, or if "cuda" is asked for and there is none."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device is {device!r}, expected auto, cpu, cuda: CUDA_VISIBLE_DEVICES chooses among several GPUs")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but torch sees no GPU: use --device cpu or install a CUDA build of torch")
     if device == "cpu" or not torch.cuda.is_available():
@@ -20,7 +22,13 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """ "auto": float32 on a CPU, bfloat16 on GPUs that compute in it (capability ≥ 8), else float16 (T4)."""
+    """ "auto": float32 on a CPU, bfloat16 on GPUs that compute in it (capability ≥ 8), else float16 (T4).
+
+    Raises:
+        InputError: no such format.
+    """
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise InputError(f"dtype is {dtype!r}, expected auto, float32, bfloat16, float16")
     if dtype != "auto":
         return getattr(torch, dtype)
     if device.type == "cpu":

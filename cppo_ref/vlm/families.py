@@ -33,12 +33,15 @@ class Family:
         return [self.vision, self.projector, "lm_head"]
 
     def adapter_pattern(self, scope: Scope) -> str:
-        """Regular expression (full match) of the linear layers that get adapters."""
+        """Regular expression (full match) of the linear layers that get adapters; ValueError for an unknown `scope`."""
         parts = {
             "vision": rf"{re.escape(self.vision)}\.{self.vision_linears}",
             "language": rf"{re.escape(self.language)}\.{self.language_linears}",
         }
-        return "|".join(parts.values()) if scope == "all" else parts[scope]
+        parts["all"] = "|".join(parts.values())
+        if scope not in parts:
+            raise ValueError(f"scope of the adapters is {scope!r}, expected {', '.join(parts)}")
+        return parts[scope]
 
 
 _SMOL = Family(

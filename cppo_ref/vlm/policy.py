@@ -196,8 +196,10 @@ def load_policy(
     tower, projector and lm_head always keep 16 or 32 bits.
 
     Raises:
-        InputError: no such model, a family that is not supported, or no such adapter.
+        InputError: an option has no such value, no such model, a family that is not supported, or no such adapter.
     """
+    if quantize not in ("nf4", "none", None):
+        raise InputError(f"quantize is {quantize!r}, expected nf4 or none")
     place = choose_device(device)
     compute = choose_dtype(dtype, place)
     path, config = model_path(name_or_path), read_config(name_or_path)
