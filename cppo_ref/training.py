@@ -1,8 +1,6 @@
 """Training: the loop around `step.cppo_step`, and the run folder that it leaves."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,14 @@ from tqdm import tqdm
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.evaluation import avg_at_k, sample_answers
 from cppo_ref.examples.loading import load_rows, rows_for, step_rows
-from cppo_ref.examples.overlong import check_answers_fit, drop_overlong
-from cppo_ref.examples.rows import Rows, images_of, row_at
-from cppo_ref.runs.checkpoints import drop_later, latest_checkpoint, restore_checkpoint, save_adapter, save_checkpoint
+from cppo_ref.examples.overlong import check_first_rows, drop_overlong
+from cppo_ref.examples.rows import Rows, row_at
+from cppo_ref.runs.checkpoints import drop_later, latest_checkpoint, restore_checkpoint, save_adapter
 from cppo_ref.runs.folder import RunFolder
 from cppo_ref.runs.probe import probe_text, run_probe
-from cppo_ref.runs.stopping import ZERO_STEPS, CollapseError, Stop, Stopped, collapsed, stop_signals
-from cppo_ref.step import NonFiniteError, cppo_step
+from cppo_ref.runs.stopping import ZERO_STEPS, CollapseError, Stop, Stopped, collapsed, good_state_saved, stop_signals
+from cppo_ref.step import cppo_step
 from cppo_ref.vlm.devices import accelerator_for, check_one_process
-from cppo_ref.vlm.memory import advice
 from cppo_ref.vlm.policy import Policy, policy_for
 
 
@@ -61,7 +58,7 @@ def train(config: CPPOConfig, *, resume: bool = False, checkpoint: str = "", pro
         start = restore_checkpoint(found, policy, optimizer) if found else 0
         if start > config.steps:
             raise InputError(f"run {config.output!r} has done {start} steps, more than {config.steps}: raise --steps")
-        check_first_step(policy, rows, config, start)
+        check_first_rows(policy, step_rows(rows, config.prompts_per_step, start, config.seed), config)
         if config.probe_rows > 0 and start == 0:
             print(probe_text(run_probe(policy, rows, config, config.probe_rows), config))
         if found and checkpoint:  # before the logs follow: a kill in between must not lead back to the later ones
@@ -94,46 +91,10 @@ def run_steps(
         due = ((step + 1) % config.save_every == 0 and not stop.number) or step + 1 == config.steps
         if due or stop.number or time.monotonic() - saved > 60 * config.save_minutes:
             score = validate(policy, config) if due else None
-            path, saved = save_state(run, step + 1, policy, optimizer, score), time.monotonic()
+            path, saved = run.save(step + 1, policy, optimizer, score), time.monotonic()
             if stop.number and not due:
                 raise Stopped(f"stopped after step {step}, all of it in {path}: go on with `{run.command}`", stop.number)
     stop.patient = False
-
-
-def save_state(run: RunFolder, step: int, policy: Policy, optimizer: Any, score: float | None = None) -> Path:
-    """A checkpoint of `run` after `step` steps, with the mean reward of the last `save_every` steps."""
-    earned = [done["reward"] for done in run.history[-run.config.save_every :]]
-    notes = {"reward": sum(earned) / len(earned) if earned else None, "logs": run.digests()}
-    return save_checkpoint(run.path, step, policy, optimizer, score, run.config.keep_checkpoints, **notes)
-
-
-@contextmanager
-def good_state_saved(run: RunFolder, step: int, policy: Policy, optimizer: Any) -> Iterator[None]:
-    """If the step inside fails, save the state after the last good update, and say so where the way on is known.
-
-    With several updates a step, those before the failure are in that state, and a resumed run repeats the whole step.
-    """
-    try:
-        yield
-    except Exception as error:
-        saved = save_state(run, step, policy, optimizer)
-        if isinstance(error, NonFiniteError):
-            raise NonFiniteError(f"step {step}: {error}; the last good state is in {saved}; {run.way_back()}") from error
-        if not isinstance(error, torch.OutOfMemoryError):
-            print(f"step {step} failed; the last good state is in {saved}")
-            raise
-        raise InputError(
-            f"the GPU's memory ran out in step {step}: {advice(policy.vlm.config, run.config, width=policy.dtype.itemsize)}; "
-            f"--resume goes on from {saved} if only --micro_batch_size or --activation_checkpointing changes"
-        ) from error
-
-
-def check_first_step(policy: Policy, rows: Rows, config: CPPOConfig, step: int) -> None:
-    """Raise InputError for unreadable rows, prompts that do not fit or answers that would be cut, before writing."""
-    first = step_rows(rows, config.prompts_per_step, step, config.seed)
-    prompts = policy.encode([images_of(row) for row in first], [row["question"] for row in first])
-    policy.check_length(prompts, config.max_new_tokens)
-    check_answers_fit(policy, first, config)
 
 
 def validate(policy: Policy, config: CPPOConfig) -> float | None:

@@ -53,8 +53,10 @@ def drop_overlong(policy: Policy, rows: Rows, config: CPPOConfig, *, progress: b
     return rows.keep(fitting)
 
 
-def check_answers_fit(policy: Policy, rows: list[dict[str, Any]], config: CPPOConfig) -> None:
-    """Raise InputError if `max_new_tokens` cuts the right answer of one of `rows`, so that no reward can be earned."""
+def check_first_rows(policy: Policy, rows: list[dict[str, Any]], config: CPPOConfig) -> None:
+    """Raise InputError if prompts of `rows` do not fit, or a right answer would be cut, so that it could not be rewarded."""
+    prompts = policy.encode([images_of(row) for row in rows], [row["question"] for row in rows])
+    policy.check_length(prompts, config.max_new_tokens)
     needed = max(answer_tokens(policy, row, config.data) for row in rows)
     if config.max_new_tokens < needed:
         raise InputError(

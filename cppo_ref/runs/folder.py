@@ -13,9 +13,10 @@ from typing import Any
 
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.rollouts import Batch
-from cppo_ref.runs.checkpoints import best_checkpoint, read_state
+from cppo_ref.runs.checkpoints import best_checkpoint, read_state, save_checkpoint
 from cppo_ref.runs.manifest import damage, digest, flush
 from cppo_ref.runs.metrics import StepMetrics
+from cppo_ref.vlm.policy import Policy
 
 # a resumed run may change these and stay the same run; the next two trade memory for time and no more
 MAY_DIFFER = {"steps", "output", "keep_checkpoints", "save_minutes", "probe_rows", "trackers"}
@@ -121,11 +122,14 @@ class RunFolder:
         way = f"{self.command} --checkpoint {best.name} --learning_rate {rate:g}"
         return f"rewards were best ({reward:.2f}) before {best}: go on from there with `{way}`"
 
-    def digests(self) -> dict[str, str]:
-        """The SHA-256 of each log, which is on the disk then."""
+    def save(self, step: int, policy: Policy, optimizer: Any, score: float | None = None) -> Path:
+        """A checkpoint after `step` steps, with the mean reward of the last `save_every` steps and the logs' SHA-256."""
+        earned = [done["reward"] for done in self.history[-self.config.save_every :]]
         for name in LOGS:
             flush(self.path / name)
-        return {name: digest(self.path / name) for name in LOGS}
+        notes: dict[str, Any] = {"reward": sum(earned) / len(earned) if earned else None}
+        notes["logs"] = {name: digest(self.path / name) for name in LOGS}
+        return save_checkpoint(self.path, step, policy, optimizer, score, self.config.keep_checkpoints, **notes)
 
 
 def _lock(path: Path) -> int:

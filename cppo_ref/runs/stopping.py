@@ -1,4 +1,4 @@
-"""Runs that end before their last step: by Ctrl-C or SIGTERM, or because the policy has collapsed."""
+"""Runs that end before their last step: by Ctrl-C or SIGTERM, because a step failed, or because the policy has collapsed."""
 
 import signal
 import threading
@@ -6,6 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
+
+import torch
+
+from cppo_ref.config import InputError
+from cppo_ref.rollouts import NonFiniteError
+from cppo_ref.runs.folder import RunFolder
+from cppo_ref.vlm.memory import advice
+from cppo_ref.vlm.policy import Policy
 
 ZERO_STEPS = 20  # in a row, after as many that earned something: no luck of sparse rewards
 EARNED = 0.1  # mean reward of the best such stretch before
@@ -52,6 +61,27 @@ def stop_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
+
+
+@contextmanager
+def good_state_saved(run: RunFolder, step: int, policy: Policy, optimizer: Any) -> Iterator[None]:
+    """If the step inside fails, save the state after the last good update, and say so where the way on is known.
+
+    With several updates a step, those before the failure are in that state, and a resumed run repeats the whole step.
+    """
+    try:
+        yield
+    except Exception as error:
+        saved = run.save(step, policy, optimizer)
+        if isinstance(error, NonFiniteError):
+            raise NonFiniteError(f"step {step}: {error}; the last good state is in {saved}; {run.way_back()}") from error
+        if not isinstance(error, torch.OutOfMemoryError):
+            print(f"step {step} failed; the last good state is in {saved}")
+            raise
+        raise InputError(
+            f"the GPU's memory ran out in step {step}: {advice(policy.vlm.config, run.config, width=policy.dtype.itemsize)}; "
+            f"--resume goes on from {saved} if only --micro_batch_size or --activation_checkpointing changes"
+        ) from error
 
 
 def collapsed(history: Sequence[dict[str, float]], steps: int) -> bool:
