@@ -1,6 +1,5 @@
 """The command line: python -m cppo_ref COMMAND --help."""
 
-import json
 import logging
 import signal
 import sys
@@ -49,7 +48,7 @@ def probe_command(arguments: Sequence[str]) -> None:
 
 def evaluate_command(arguments: Sequence[str]) -> None:
     """Evaluate a policy at temperature 1, on its images and blank ones; takes the options of train, by default its run's."""
-    from cppo_ref.runs.report import evaluate_run, report_text
+    from cppo_ref.runs.report import evaluate_run, report_text, write_report
     from cppo_ref.vlm.memory import GIGABYTE, evaluation_peak
 
     config, _, options = settings("evaluate", arguments, EvaluateFlags)
@@ -59,9 +58,7 @@ def evaluate_command(arguments: Sequence[str]) -> None:
     report = evaluate_run(config, options.adapter, options.split, options.images)
     print(report_text(report))
     if options.report:
-        Path(options.report).parent.mkdir(parents=True, exist_ok=True)
-        known = json.loads(json.dumps(report), parse_constant=lambda _: None)  # JSON has no NaN
-        Path(options.report).write_text(json.dumps(known, indent=2) + "\n")
+        write_report(report, Path(options.report))
 
 
 def export_command(arguments: Sequence[str]) -> None:

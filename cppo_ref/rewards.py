@@ -7,13 +7,14 @@ Why:   a policy writes whatever it likes, and a comparison may hang. No wall clo
 """
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import lru_cache
 
 from cppo_ref.runs.verifier import VERIFIER
 
 ACCURACY_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1
 MAX_ANSWER_LENGTH = 500  # characters; nothing longer is an answer
+PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 
 
 def extract_boxed(text: str) -> str | None:
@@ -78,9 +79,4 @@ def _tidy(text: str) -> str:
 
 
 def _number(text: str) -> Decimal | None:
-    if not text.isascii() or not set(text) <= set("+-.0123456789"):
-        return None
-    try:
-        return Decimal(text)
-    except InvalidOperation:
-        return None
+    return Decimal(text) if PLAIN_NUMBER.fullmatch(text) else None

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.evaluation import avg_at_k, sample_answers
-from cppo_ref.examples.loading import load_rows, rows_for, step_rows
+from cppo_ref.examples.loading import first_rows, rows_for, step_rows
 from cppo_ref.examples.overlong import check_first_rows, drop_overlong
-from cppo_ref.examples.rows import Rows, row_at
+from cppo_ref.examples.rows import Rows
 from cppo_ref.runs.checkpoints import drop_later, latest_checkpoint, restore_checkpoint, save_adapter
 from cppo_ref.runs.folder import RunFolder
 from cppo_ref.runs.probe import probe_text, run_probe
@@ -101,8 +101,7 @@ def validate(policy: Policy, config: CPPOConfig) -> float | None:
     """avg@4 on the first `eval_rows` validation images; None on other data than the shape world or with eval_rows 0."""
     if config.eval_rows == 0 or config.data != "shapes":
         return None
-    rows = load_rows("shapes", "validation", config.level, instruction=config.instruction)
-    first = [row_at(rows, i) for i in range(min(config.eval_rows, len(rows)))]
+    rows = first_rows(rows_for(config, "validation"), config.eval_rows)
     sampling = {"batch_size": config.rollout_batch_size, "temperature": config.temperature, "seed": config.seed}
-    answers = sample_answers(policy, first, samples=4, max_new_tokens=config.max_new_tokens, **sampling)
+    answers = sample_answers(policy, rows, samples=4, max_new_tokens=config.max_new_tokens, **sampling)
     return avg_at_k(answers).value

@@ -111,9 +111,13 @@ def step_numbers(rows: int, count: int, step: int, seed: int) -> list[int]:
     return [int(np.random.default_rng([seed, epoch]).permutation(rows)[place]) for epoch, place in places]
 
 
+def first_rows(rows: Rows, count: int | None = None) -> list[dict[str, Any]]:
+    """The first `count` rows, or all there are."""
+    return [row_at(rows, number) for number in range(len(rows))[:count]]
+
+
 def split_rows(split: str, level: str = "easy", count: int | None = None) -> list[dict[str, Any]]:
     """The first `count` rows (all by default) of a split of the shape world."""
     if count is not None and count < 1:
         raise InputError(f"images is {count}, expected 1 or more")
-    rows = load_rows("shapes", split, level)
-    return [row_at(rows, i) for i in range(min(count or len(rows), len(rows)))]
+    return first_rows(load_rows("shapes", split, level), count)

@@ -1,15 +1,16 @@
 """Reports: everything that is measured of a policy, as numbers and as text."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.evaluation import evaluate_split
-from cppo_ref.examples.loading import rows_for
-from cppo_ref.examples.rows import row_at
+from cppo_ref.examples.loading import first_rows, rows_for
 from cppo_ref.examples.views import blanked
 from cppo_ref.runs.detector import evaluate_detector
 from cppo_ref.runs.intervals import Interval
@@ -35,19 +36,14 @@ def evaluate_run(config: CPPOConfig, adapter: str = "", split: str = "test", ima
     Raises:
         InputError: data, model or adapter are not usable, or a `split` of the shape world is asked for.
     """
-
-    def first(name: str) -> list[dict[str, Any]]:
-        """The first rows of a split, as the run reads them."""
-        table = rows_for(config, name)
-        return [row_at(table, i) for i in range(min(images, len(table)))]
-
     if config.data == "shapes":
         if split != "test":
             raise InputError(f"split is {split!r}, but the shape world is judged on its three test splits: leave out --split")
-        splits = {name: first(name) for name in ("test", "test_shift", "test_blank")}
+        splits = {name: first_rows(rows_for(config, name), images) for name in ("test", "test_shift", "test_blank")}
         about, views, limit = {"level": config.level, "images": images}, DETECTOR_VIEWS, None
     else:  # a wrong name is found before the model is loaded
-        rows = [{name: row[name] for name in row if name != "objects"} for row in first(split)]  # a name of the shape world
+        rows = first_rows(rows_for(config, split), images)
+        rows = [{name: row[name] for name in row if name != "objects"} for row in rows]  # a name of the shape world
         splits = {"given": rows, "blank": [blanked(row) for row in rows]}
         about, views, limit = {"data": config.data, "images": len(rows)}, (), config.max_new_tokens
     policy, plain = policy_for(config, adapter), next(iter(splits.values()))
@@ -79,3 +75,10 @@ def report_text(report: dict[str, Any]) -> str:
         numbers = f"{d['auroc_absolute']:<14.3f}{d['auroc_normalized']:<17.3f}{d['precision']:<12.3f}{d['recall']:.3f}"
         lines.append(f"{name:<19}{numbers}")
     return "\n".join(lines)
+
+
+def write_report(report: dict[str, Any], path: Path) -> None:
+    """What `evaluate_run` measured as JSON, which has no NaN: null for what is not known."""
+    known = json.loads(json.dumps(report), parse_constant=lambda _: None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known, indent=2) + "\n")
