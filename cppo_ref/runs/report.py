@@ -30,11 +30,8 @@ def best_constant_guess(rows: Sequence[dict[str, Any]]) -> float:
 def evaluate_run(config: CPPOConfig, adapter: str = "", split: str = "test", images: int = 300) -> dict[str, Any]:
     """Everything that is measured of a run's policy, as plain numbers; the detector and the tokens on the shape world only.
 
-    `images` rows, or all there are, of the shape world's three test splits; of a user's own data those of `split` as they
-    are and with blank images.
-
-    Raises:
-        InputError: data, model or adapter are not usable, or a `split` of the shape world is asked for.
+    `images` rows, or all there are, of the shape world's three test splits (InputError for another `split`); of a user's own
+    data those of `split` as they are and with blank images.
     """
     if config.data == "shapes":
         if split != "test":

@@ -22,11 +22,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """ "auto": float32 on a CPU, bfloat16 on GPUs that compute in it (capability ≥ 8), else float16 (T4).
-
-    Raises:
-        InputError: no such format.
-    """
+    """ "auto": float32 on a CPU, bfloat16 on GPUs that compute in it (capability ≥ 8), else float16; InputError: no such."""
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise InputError(f"dtype is {dtype!r}, expected auto, float32, bfloat16, float16")
     if dtype != "auto":
