@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 import transformers
 
-from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
 from cppo_ref.evaluation import evaluate_split
 from cppo_ref.examples.loading import split_rows
+from cppo_ref.runs.commands import quiet
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import load_policy, policy_for
 from study.arms import LEARNING_RATE

@@ -34,9 +34,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 from tiny_families import make_family, random_model  # noqa: E402
 
 from cppo_ref import step as algorithm  # noqa: E402
-from cppo_ref.__main__ import quiet  # noqa: E402
 from cppo_ref.config import CPPOConfig  # noqa: E402
 from cppo_ref.examples.loading import split_rows  # noqa: E402
+from cppo_ref.runs.commands import quiet  # noqa: E402
 from cppo_ref.vlm import chunks  # noqa: E402
 from cppo_ref.vlm.costs import CARDS, step_seconds  # noqa: E402
 from cppo_ref.vlm.devices import accelerator_for  # noqa: E402

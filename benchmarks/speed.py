@@ -23,8 +23,8 @@ from benchmarks import growth, phases
 from benchmarks.measuring import RESULTS, Arm, CpuClock, PeakMemory, Ratio, cpu_phases, shape_rows, turns, write_table
 from benchmarks.plain_update import copy_adapters, gradient, plain_update
 from benchmarks.trl_arm import TrlArm
-from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
+from cppo_ref.runs.commands import quiet
 
 COLUMNS = ("name", "median_ratio", "low", "high", "n", "commit", "versions")
 GROWTH_PLOT = RESULTS.parents[1] / "docs" / "images" / "growth.png"

@@ -22,11 +22,11 @@ from transformers import PrinterCallback
 
 from benchmarks.measuring import RESULTS, provenance, shape_rows, write_table
 from benchmarks.trl_arm import conversation, settings
-from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
 from cppo_ref.evaluation import correctness, sample_answers
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.rewards import reward
+from cppo_ref.runs.commands import quiet
 from cppo_ref.training import train
 from cppo_ref.trl import OURS, CPPOTrainer, CPPOTrainerConfig
 from cppo_ref.vlm.adapters import quicken_adapters

@@ -1,15 +1,11 @@
 """The command line: python -m cppo_ref COMMAND --help."""
 
-import logging
-import signal
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from cppo_ref.config import InputError
+from cppo_ref.runs.commands import run_command
 from cppo_ref.runs.options import EvaluateFlags, ExportOptions, check_between, check_free, parse, run_settings, settings
 
 
@@ -66,7 +62,7 @@ def export_command(arguments: Sequence[str]) -> None:
     from cppo_ref.vlm.export import export_merged, export_peak
     from cppo_ref.vlm.memory import GIGABYTE
 
-    (options,) = parse((ExportOptions,), "export", arguments)
+    (options,) = parse((ExportOptions,), "python -m cppo_ref export", arguments)
     check_free(options.output)
     run = run_settings(options.adapter)
     model = options.model or run.get("model", "tiny")
@@ -85,40 +81,20 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; what the user got wrong ends as one sentence on stderr and exit status 2."""
+    """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print("usage: python -m cppo_ref COMMAND [--help]\n")
         print("\n".join(f"  {name:<10}{command.__doc__}" for name, command in COMMANDS.items()))
         return 0
-    quiet()
-    try:
-        if words[0] not in COMMANDS:
-            raise InputError(f"unknown command {words[0]!r}: expected one of {', '.join(COMMANDS)}")
-        COMMANDS[words[0]](words[1:])
-    except (InputError, ArithmeticError, OSError) as error:
-        print(f"cppo_ref: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:  # or SIGTERM, while training
-        print(f"\ncppo_ref: {stop or 'stopped'}", file=sys.stderr)
-        return 128 + getattr(stop, "number", signal.SIGINT)
-    except torch.OutOfMemoryError:  # outside of a step, where training has its own advice
-        print("cppo_ref: the GPU's memory ran out: `python -m cppo_ref audit` shows what these settings need", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("cppo_ref", lambda: command_named(words[0])(words[1:]))
 
 
-def quiet() -> None:
-    """Leave out what libraries say about themselves; their errors still come through."""
-    import datasets
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="Detected pickle|Found missing adapter")  # refused in our words
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # it reports an unreadable file twice: here, and as the exception
+def command_named(name: str) -> Callable[[Sequence[str]], None]:
+    """One of COMMANDS; InputError for another name."""
+    if name not in COMMANDS:
+        raise InputError(f"unknown command {name!r}: expected one of {', '.join(COMMANDS)}")
+    return COMMANDS[name]
 
 
 if __name__ == "__main__":

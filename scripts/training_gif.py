@@ -14,12 +14,12 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
-from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
 from cppo_ref.examples.loading import rows_for, split_rows, step_rows
 from cppo_ref.pictures.explorers import Explorer
 from cppo_ref.pictures.plots import BLUE, GREEN, SHIFT_MAP, SHIFT_NORM, VERMILION, draw_tokens, show_image, style
 from cppo_ref.rewards import extract_boxed
+from cppo_ref.runs.commands import quiet
 from cppo_ref.step import cppo_step
 from cppo_ref.vlm.policy import Policy, policy_for
 from cppo_ref.worlds.shapes import label_tokens

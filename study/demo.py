@@ -14,6 +14,7 @@ from cppo_ref.config import CPPOConfig, setting
 from cppo_ref.evaluation import SplitReport, completion_labels, evaluate_split, sample_answers
 from cppo_ref.pictures.plots import plot_before_after, plot_training_curves, save_figure
 from cppo_ref.runs.checkpoints import free_name
+from cppo_ref.runs.options import check_between
 from cppo_ref.training import train
 from cppo_ref.vlm.policy import Policy, load_policy, policy_for
 from study.arms import ARMS, STEPS
@@ -37,10 +38,12 @@ class DemoOptions:
 
 def run_demo(options: DemoOptions) -> Path:
     """Evaluate, train, evaluate, print the table and save the figures; returns the run folder."""
+    check_between(options, images=(1, 10**5))
     output = free_name(Path(f"{options.output}-{options.method}"))
+    data = free_name(output.with_name(f"{output.name}-data")) / "train.parquet"  # one may stay of a run that was stopped early
     config = CPPOConfig(
         model=str(base_folder(WORLD.name)),
-        data=str(training_file(output.with_name(f"{output.name}-data"), options.steps * CPPOConfig().prompts_per_step)),
+        data=str(data),
         **ARMS[f"{options.method}_tuned"].changes,
         instruction="none",  # the base knows the format
         max_new_tokens=WORLD.max_new_tokens,
@@ -49,6 +52,7 @@ def run_demo(options: DemoOptions) -> Path:
         unpack=True,
         output=str(output),
     )
+    write_training_file(data, config.steps * config.prompts_per_step)
     splits = demo_splits(options.images)
     print(f"1/3  the policy before training: {options.images} images per split, 8 completions each")
     base = policy_for(config)
@@ -71,12 +75,11 @@ def run_demo(options: DemoOptions) -> Path:
     return result.output
 
 
-def training_file(folder: Path, count: int) -> Path:
-    """`count` training rows as a Parquet file in a new folder, as anybody's own data would come."""
-    folder.mkdir(parents=True)
+def write_training_file(path: Path, count: int) -> None:
+    """Write `count` training rows as a Parquet file in a new folder, as anybody's own data would come."""
+    path.parent.mkdir(parents=True)
     rows = [{name: row[name] for name in ("image", "question", "answer")} for row in world_rows(WORLD, "train", count)]
-    datasets.Dataset.from_list(rows).to_parquet(folder / "train.parquet")
-    return folder / "train.parquet"
+    datasets.Dataset.from_list(rows).to_parquet(path)
 
 
 def demo_splits(images: int) -> dict[str, list[dict[str, Any]]]:

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from cppo_ref.perturbations import noise_patches, preserve, zoom_crop
+from cppo_ref.runs.commands import run_command
 from cppo_ref.runs.options import check_between, check_free, parse
 from cppo_ref.worlds.shapes import CELL_WORDS, IMAGE_SIZE, LEVELS, Level, asked_colors, completion_text, sample_row
 
@@ -200,11 +201,11 @@ def pretrain(options: PretrainOptions, *, example: Example = training_example, w
 
 def pretrain_command(arguments: Sequence[str]) -> None:
     """`python -m study.pretraining`: make the tiny VLM again from nothing; InputError for what cannot be done."""
-    (options,) = parse((PretrainOptions,), "study.pretraining", arguments)
+    (options,) = parse((PretrainOptions,), "python -m study.pretraining", arguments)
     check_free(options.output)
     check_between(options, steps=(1, 10**7), batch_size=(1, 4096), seed=(0, 2**63 - 1))
     pretrain(options)
 
 
 if __name__ == "__main__":
-    pretrain_command(sys.argv[1:])
+    sys.exit(run_command("study.pretraining", lambda: pretrain_command(sys.argv[1:])))

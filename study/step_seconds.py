@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cppo_ref.__main__ import quiet
 from cppo_ref.examples.loading import load_rows, step_rows
+from cppo_ref.runs.commands import quiet
 from cppo_ref.step import cppo_step
 from cppo_ref.vlm.policy import policy_for
 from study.analysis import bootstrap_interval

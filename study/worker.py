@@ -14,10 +14,10 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
 from cppo_ref.examples.loading import load_rows, step_numbers, step_rows
 from cppo_ref.rollouts import Batch
+from cppo_ref.runs.commands import quiet
 from cppo_ref.runs.detector import evaluate_detector
 from cppo_ref.runs.metrics import StepMetrics
 from cppo_ref.runs.report import DETECTOR_VIEWS

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from cppo_ref.__main__ import quiet
 from cppo_ref.config import CPPOConfig
 from cppo_ref.pictures.plots import save_figure
+from cppo_ref.runs.commands import quiet
 from cppo_ref.vlm.policy import policy_for
 from study.arms import LEARNING_RATE
 from study.gallery import KINDS, cases, look, observe, show_case, summary

@@ -124,7 +124,7 @@ ERRORS = {
     "unknown option": ("train --group_sise 4", ["'--group_sise'", "did you mean '--group_size'?"]),
     "unknown option with a value": ("train --taus=4", ["'--taus=4'", "did you mean '--tau'?"]),
     "option like no other": ("evaluate --zzz", ["'--zzz'", "evaluate --help"]),
-    "option without a value": ("train --steps", ["--steps", "expected one argument (see cppo_ref train --help)"]),
+    "option without a value": ("train --steps", ["--steps", "expected one argument (see python -m cppo_ref train --help)"]),
     "bad choice": ("train --ranking foo", ["--ranking", "'foo'", "'absolute'", "'normalized'"]),
     "bad number": ("train --steps abc", ["--steps", "'abc'"]),
     "number that is not one": ("train --tau nan", ["tau is nan", "above 0"]),

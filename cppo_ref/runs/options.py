@@ -53,14 +53,14 @@ class Parser(HfArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def parse(types: Sequence[Any], command: str, arguments: Sequence[str], defaults: dict[str, Any] | None = None) -> tuple:
-    """Parse `arguments` into one instance of each dataclass; an unknown option is named with the nearest known one."""
-    parser = Parser(tuple(types), prog=f"cppo_ref {command}", allow_abbrev=False)
+def parse(types: Sequence[Any], program: str, arguments: Sequence[str], defaults: dict[str, Any] | None = None) -> tuple:
+    """Parse what follows `program` into one instance of each dataclass; an unknown option is named with the nearest one."""
+    parser = Parser(tuple(types), prog=program, allow_abbrev=False)
     parser.set_defaults(**(defaults or {}))
     *parsed, rest = parser.parse_args_into_dataclasses(list(arguments), return_remaining_strings=True)
     if rest:
         known = [option for action in parser._actions for option in action.option_strings]
-        hint = nearest(rest[0].split("=")[0], known, f"see cppo_ref {command} --help")
+        hint = nearest(rest[0].split("=")[0], known, f"see {program} --help")
         raise InputError(f"unknown option {rest[0]!r}{hint}")
     return tuple(parsed)
 
@@ -70,8 +70,8 @@ def settings(command: str, arguments: Sequence[str], *others: Any) -> tuple:
 
     Where `others` name an adapter and no config file is given, the config.json of the adapter's run is read.
     """
-    types = (CPPOConfig, TrainFlags, *others)
-    _, flags, *named = parse(types, command, arguments)
+    types, program = (CPPOConfig, TrainFlags, *others), f"python -m cppo_ref {command}"
+    _, flags, *named = parse(types, program, arguments)
     if flags.profile and flags.profile not in PROFILES:
         raise InputError(f"profile is {flags.profile!r}, expected one of {', '.join(PROFILES)}")
     chosen = {**PROFILES.get(flags.profile, {}), **_read_config(flags.config)}
@@ -82,7 +82,7 @@ def settings(command: str, arguments: Sequence[str], *others: Any) -> tuple:
         del chosen["max_new_tokens"]  # it followed from data and level, and does so again
     CPPOConfig.preset(flags.preset, **chosen)  # names what is wrong with them
     # only what they set: what follows from other settings must follow those of the command line
-    return parse(types, command, arguments, {**PRESETS[flags.preset], **chosen})
+    return parse(types, program, arguments, {**PRESETS[flags.preset], **chosen})
 
 
 def run_settings(adapter: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from cppo_ref.examples.loading import load_rows
 from cppo_ref.examples.rows import images_of, row_at
 from cppo_ref.runs.intervals import Interval
 from study.__main__ import main
-from study.demo import WORLD, before_after_table, demo_splits, training_file
+from study.demo import WORLD, before_after_table, demo_splits, write_training_file
 from study.worlds.rows import world_rows
 
 
@@ -24,7 +24,8 @@ def test_the_table_shows_greedy_beside_avg_at_8_before_and_after():
 
 
 def test_it_trains_on_the_worlds_own_rows_pixel_for_pixel(tmp_path):
-    rows = load_rows(str(training_file(tmp_path / "data", 3)), "train", instruction="none")
+    write_training_file(tmp_path / "data" / "train.parquet", 3)
+    rows = load_rows(str(tmp_path / "data" / "train.parquet"), "train", instruction="none")
     assert len(rows) == 3
     for row, drawn in zip((row_at(rows, i) for i in range(3)), world_rows(WORLD, "train", 3), strict=True):
         assert images_of(row)[0].tobytes() == drawn["image"].tobytes()
@@ -42,9 +43,11 @@ def test_the_splits_ask_the_same_and_no_picture_stays_as_it_was():
 
 
 def test_one_step_from_the_command_line(tmp_path, capsys):
+    (tmp_path / "demo-grpo-data").mkdir()  # of one that was stopped before it trained
     arguments = ["demo", "--method", "grpo", "--steps", "1", "--images", "2", "--output", str(tmp_path / "demo")]
     assert main(arguments) == 0
     assert "unseen shifts" in capsys.readouterr().out
+    assert (tmp_path / "demo-grpo-data-2" / "train.parquet").is_file()
     assert (tmp_path / "demo-grpo" / "before_after.png").is_file() and (tmp_path / "demo-grpo" / "adapter").is_dir()
 
 
@@ -52,3 +55,19 @@ def test_one_step_from_the_command_line(tmp_path, capsys):
 def test_an_unknown_method_is_one_sentence(method, capsys):
     assert main(["demo", "--method", method]) == 2
     assert f"'{method}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--steps", "--images"])
+def test_none_of_something_is_one_sentence_and_nothing_is_written(option, tmp_path, capsys):
+    assert main(["demo", option, "0", "--output", str(tmp_path / "demo")]) == 2
+    assert f"study: {option[2:]} is 0, expected " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_before_training_is_one_word(tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("study.demo.evaluate_split", interrupted)
+    assert main(["demo", "--images", "2", "--output", str(tmp_path / "demo")]) == 130
+    assert capsys.readouterr().err.endswith("\nstudy: stopped\n")
