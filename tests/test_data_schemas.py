@@ -442,7 +442,7 @@ def test_nothing_is_said_where_nothing_is_dropped(policy, tmp_path, capsys):
 
 def test_a_limit_that_leaves_no_row_says_how_far_off_it_is(policy, tmp_path):
     said = "all 2 prompts are longer than 12 tokens, the shortest has 23: "
-    said += "raise --max_prompt_tokens, or lower --max_new_tokens or --max_pixels$"
+    said += "shorten the questions, raise --max_prompt_tokens, or lower --max_new_tokens or --max_pixels$"
     with pytest.raises(InputError, match=said):
         drop_overlong(policy, words(tmp_path, [20, 5]), limits(12, 8))
 

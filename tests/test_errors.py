@@ -212,10 +212,13 @@ ERRORS = {
         f"{TRAIN} --data huge.parquet",
         [
             "all 3 prompts are longer than 237 tokens, the shortest has 535: ",
-            "raise --max_prompt_tokens, or lower --max_new_tokens or --max_pixels",
+            "shorten the questions, raise --max_prompt_tokens, or lower --max_new_tokens or --max_pixels",
         ],
     ),
-    "resume without a run": (f"{TRAIN} --output new --resume", ["output 'new' holds no run to resume: leave out --resume"]),
+    "resume without a run": (
+        f"{TRAIN} --output new --resume",
+        ["output 'new' holds no run to resume: give the run's folder, or leave out --resume"],
+    ),
     "output that holds a run": (f"{TRAIN} --output done", ["'done'", "holds a run already", "--resume"]),
     "resume with another setting": (
         f"{TRAIN} --output done --resume --lora_rank 2 --seed 7 --tau 0.5",

@@ -46,7 +46,7 @@ def drop_overlong(policy: Policy, rows: Rows, config: CPPOConfig, *, progress: b
     if not fitting:
         raise InputError(
             f"all {len(lengths)} prompts are longer than {limit} tokens, the shortest has {min(lengths.values())}: "
-            "raise --max_prompt_tokens, or lower --max_new_tokens or --max_pixels"
+            "shorten the questions, raise --max_prompt_tokens, or lower --max_new_tokens or --max_pixels"
         )
     if len(fitting) < len(lengths):
         print(f"dropped {len(lengths) - len(fitting)} of {len(rows)} rows: prompt longer than {limit} tokens")

@@ -55,7 +55,7 @@ class RunFolder:
         if (path / "checkpoints").exists() and not there:
             raise InputError(f"output {config.output!r} holds checkpoints and no config.json: copy it back from one of them")
         if resume and not there:
-            raise InputError(f"output {config.output!r} holds no run to resume: leave out --resume")
+            raise InputError(f"output {config.output!r} holds no run to resume: give the run's folder, or leave out --resume")
         others = sorted(p.name for p in path.glob("[!.]*"))  # a desktop's or a notebook's hidden files are nobody's run
         if others and not there:
             raise InputError(f"output {config.output!r} is no run and holds {others[0]!r}: choose a new or an empty folder")
