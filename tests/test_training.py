@@ -324,6 +324,12 @@ def test_the_step_reports_right_answers_and_formats_of_its_rewards(policy, rows,
     assert (metrics.accuracy, metrics.format, metrics.reward) == pytest.approx((4 / 12, 2 / 12, 3.8 / 12))
 
 
+def test_where_all_is_right_the_shares_are_1_and_not_a_rounding_above_it(policy, rows, monkeypatch):
+    monkeypatch.setattr("cppo_ref.step.reward", lambda text, answer: 1.0)
+    metrics, _ = cppo_step(policy, optimizer_for(policy), rows, dataclasses.replace(CONFIG, max_new_tokens=4), step=0)
+    assert (metrics.accuracy, metrics.format, metrics.zero_variance_groups) == (1, 1, 1)
+
+
 def test_language_only_adapters_leave_the_vision_tower_alone():
     policy = load_policy("tiny", lora=LoraOptions(scope="language"))
     names = [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]

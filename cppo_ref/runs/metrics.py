@@ -99,7 +99,7 @@ def step_metrics(
         reward=batch.rewards.mean().item(),
         accuracy=correct.float().mean().item(),
         undecided=sum(map(undecided, batch.rollouts.texts, batch.rollouts.answers)),
-        format=((batch.rewards - 0.9 * correct) / 0.1).mean().item(),
+        format=(batch.rewards - 0.9 * correct > 0.05).float().mean().item(),
         updates=len(updates),
         cpl=sum((update["cpl"] * (update["selected"] / selected) for update in updates if selected), 0.0),
         zero_variance_groups=zero_variance(batch.rewards, config.group_size).float().mean().item(),
