@@ -232,6 +232,10 @@ ERRORS = {
         f"{TRAIN} --output notes",
         ["'notes'", "is no run and holds", "a new or an empty folder"],
     ),
+    "data file of another kind": (
+        f"{TRAIN} --data notes/mine.txt",
+        ["data file 'notes/mine.txt' is not read: give a .parquet, .json, .jsonl, .csv file"],
+    ),
     "data folder without metadata": (
         f"{TRAIN} --data hollow",
         ["data 'hollow' is a folder without metadata.jsonl, .csv or .parquet, and no split 'train' was found in it ("],

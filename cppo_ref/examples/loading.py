@@ -50,6 +50,8 @@ def load_rows(
         if split not in ("train", file.parent.name):
             print(f"{str(file)!r} has no splits: its {split!r} split is all of its rows")
         table = _read(READERS[file.suffix], str(file))
+    elif file.is_file():
+        raise InputError(f"data file {source!r} is not read: give a {', '.join(READERS)} file")
     else:
         table = _from_hub(source, split)
     if len(table) == 0:
