@@ -66,7 +66,8 @@ def _from_rgb(rgb: Image.Image, like: Image.Image) -> Image.Image:
         grey = np.asarray(rgb.convert("L"), dtype=np.float64) * _grey_scale(like)
         return Image.fromarray(grey.astype({"I": np.int32, "F": np.float32, "I;16": np.uint16}[like.mode]))
     if like.mode == "P":
-        return rgb.quantize(palette=like) if like.palette and like.palette.mode == "RGB" else rgb.convert("P")
+        in_rgb = like.palette and like.palette.mode == "RGB" and like.palette.palette  # a picture made by hand may have none
+        return rgb.quantize(palette=like) if in_rgb else rgb.convert("P")
     out = rgb.convert(like.mode)
     if like.mode in ("LA", "RGBA"):
         out.putalpha(like.getchannel("A"))

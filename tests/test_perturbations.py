@@ -105,6 +105,12 @@ def test_a_mode_that_pictures_do_not_come_in_is_refused_with_the_way_out(mode):
         PRESERVING["rotation"](Image.new(mode, (8, 8)), np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_palette_without_colours_is_a_picture_too(name):
+    out = VIEWS[name](Image.new("P", (9, 7)), np.random.default_rng(0))
+    assert (out.mode, out.size) == ("P", (9, 7))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_survives(mode):
     image = picture(mode, (31, 20))
