@@ -15,7 +15,7 @@ LEANED_ON = {  # module, dotted name: who leans on it
     ("transformers.models.idefics3.image_processing_pil_idefics3", "Idefics3ImageProcessorPil"): "vlm/processors.py",
     ("transformers.models.smolvlm.image_processing_pil_smolvlm", "SmolVLMImageProcessorPil"): "vlm/processors.py",
     ("transformers.models.got_ocr2.image_processing_pil_got_ocr2", "GotOcr2ImageProcessorPil"): "vlm/processors.py: InternVL",
-    ("bitsandbytes.nn.modules", "Linear4bit"): "vlm/adapters.py, export.py, quantization.py",
+    ("bitsandbytes.nn.modules", "Linear4bit"): "vlm/adapters.py, quantization.py",
     ("bitsandbytes.functional", "dequantize_4bit"): "vlm/adapters.py",
     ("peft.tuners.lora", "LoraLayer.get_base_layer"): "vlm/adapters.py, export.py",
     ("peft.tuners.lora", "Linear.get_delta_weight"): "vlm/adapters.py, export.py",
