@@ -159,19 +159,18 @@ def evaluation_peak(run: CPPOConfig, *, question_tokens: int = QUESTION_TOKENS) 
 
 def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
     """What to lower when memory ran out, the most helpful first, with what each change saves by the estimate."""
+    model = skeleton(config, run)  # the same under every change
 
     def needed(run: CPPOConfig) -> float:
         """The estimated peak of a run with these settings, bytes."""
-        return peak(measure(skeleton(config, run), run.max_pixels), run, width=width)
+        return peak(measure(model, run.max_pixels), run, width=width)
 
-    now, saved = needed(run), []
-    for option, changes in _leaner(run).items():
-        saving = now - needed(replace(run, **changes))
-        if saving > 0.02 * now:
-            saved.append((saving, f"{option} (saves about {saving / GIGABYTE:.1f} GB)"))
-    if not saved:
+    now = needed(run)
+    saved = [(now - needed(replace(run, **changes)), option) for option, changes in _leaner(run).items()]
+    best = sorted((pair for pair in saved if pair[0] > 0.02 * now), reverse=True)[:3]
+    if not best:
         return "every setting is as lean as it gets: take a smaller model, or a GPU with more memory"
-    return "try " + ", or ".join(text for _, text in sorted(saved, reverse=True)[:3])
+    return "try " + ", or ".join(f"{option} (saves about {saving / GIGABYTE:.1f} GB)" for saving, option in best)
 
 
 def _leaner(run: CPPOConfig) -> dict[str, dict[str, Any]]:
