@@ -79,23 +79,14 @@ def load_adapter(model: Any, folder: str, device: Any) -> None:
 
 
 def unpack_4bit(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Replace every 4-bit linear layer of `model` by a plain one with the same weights."""
+    """Replace every 4-bit linear layer of `model`, also below an adapter, by a plain frozen one with the same weights."""
     for name, module in list(model.named_modules()):
         if type(module) is Linear4bit:
-            put_plain(model, name, unpacked(module).to(dtype), module.bias)
-
-
-def unpacked(layer: Linear4bit) -> Tensor:
-    """The weight of a 4-bit layer, [out, in], in 16 or 32 bits."""
-    held: Any = layer.weight  # a Params4bit
-    return dequantize_4bit(held.data, held.quant_state)
-
-
-def put_plain(model: torch.nn.Module, name: str, weight: Tensor, bias: Any) -> None:
-    """Put a plain linear layer with this frozen weight, [out, in], into the place of the model's layer `name`."""
-    plain = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    plain.weight, plain.bias = torch.nn.Parameter(weight, requires_grad=False), bias
-    model.set_submodule(name, plain)
+            held: Any = module.weight  # a Params4bit
+            plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            plain.weight = torch.nn.Parameter(dequantize_4bit(held.data, held.quant_state).to(dtype), requires_grad=False)
+            plain.bias = module.bias
+            model.set_submodule(name, plain)
 
 
 def quicken_adapters(model: torch.nn.Module) -> None:

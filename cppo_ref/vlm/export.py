@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bitsandbytes.nn.modules import Linear4bit
 from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
@@ -19,7 +18,7 @@ from cppo_ref.config import CPPOConfig, InputError
 from cppo_ref.examples.loading import split_rows
 from cppo_ref.rollouts import Rollouts, generate_rollouts
 from cppo_ref.runs.checkpoints import save_atomically
-from cppo_ref.vlm.adapters import put_plain, unpacked
+from cppo_ref.vlm.adapters import unpack_4bit
 from cppo_ref.vlm.memory import estimate, measure
 from cppo_ref.vlm.policy import Policy, load_policy
 from cppo_ref.vlm.quantization import read_config, skeleton
@@ -85,13 +84,11 @@ def _probe_logprobs(policy: Policy, probe: Rollouts) -> Float[Tensor, "N V"]:
 def merged_model(policy: Policy) -> Any:
     """The bare model whose weights are what `policy` computes with, in its dtype; made in place, so `policy` is used up."""
     model = policy.vlm
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer | Linear4bit) and ".base_layer" not in n]
-    for name, layer in layers:
-        base: Any = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-        weight = (unpacked(base) if isinstance(base, Linear4bit) else base.weight).float()
-        if isinstance(layer, LoraLayer):
-            weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)  # type: ignore[operator]
-        put_plain(model, name, weight.to(policy.dtype), base.bias)
+    unpack_4bit(model, policy.dtype)
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
+        base, (adapter,) = layer.get_base_layer(), layer.active_adapters
+        base.weight += layer.get_delta_weight(adapter)  # type: ignore[operator]  # summed in float32, then rounded
+        model.set_submodule(name, base)
     model.hf_quantizer, model._hf_peft_config_loaded = None, False  # else it is saved as a 4-bit model
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -24,8 +24,6 @@ class Family:
     language: str = "model.language_model"
     # what one entry of pixel_values along its first dimension is: all images of a prompt, one image, or one patch of an image
     pixels_per: Literal["prompt", "image", "patch"] = "image"
-    # who numbers the positions: we, from the attention mask, or the model, from the image grids (Qwen's M-RoPE)
-    positions_from: Literal["mask", "grid"] = "mask"
     processor_options: dict[str, Any] = field(default_factory=dict)
 
     def skipped_in_4bit(self) -> list[str]:
@@ -61,7 +59,6 @@ def _qwen(mlp: str) -> Family:
         vision_linears=rf"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.{mlp})",
         language_linears=f"({_LLAMA}|{_DELTA_NET})",
         pixels_per="patch",
-        positions_from="grid",
     )
 
 

@@ -159,28 +159,27 @@ def evaluation_peak(run: CPPOConfig, *, question_tokens: int = QUESTION_TOKENS) 
 
 def advice(config: Any, run: CPPOConfig, *, width: int = 2) -> str:
     """What to lower when memory ran out, the most helpful first, with what each change saves by the estimate."""
+    model = skeleton(config, run)  # the same under every change
 
     def needed(run: CPPOConfig) -> float:
         """The estimated peak of a run with these settings, bytes."""
-        return peak(measure(skeleton(config, run), run.max_pixels), run, width=width)
+        return peak(measure(model, run.max_pixels), run, width=width)
 
-    now, saved = needed(run), []
-    for option, changes in _leaner(run).items():
-        saving = now - needed(replace(run, **changes))
-        if saving > 0.02 * now:
-            saved.append((saving, f"{option} (saves about {saving / GIGABYTE:.1f} GB)"))
-    if not saved:
+    now = needed(run)
+    saved = [(now - needed(replace(run, **changes)), option) for option, changes in _leaner(run).items()]
+    best = sorted((pair for pair in saved if pair[0] > 0.02 * now), reverse=True)[:3]
+    if not best:
         return "every setting is as lean as it gets: take a smaller model, or a GPU with more memory"
-    return "try " + ", or ".join(text for _, text in sorted(saved, reverse=True)[:3])
+    return "try " + ", or ".join(f"{option} (saves about {saving / GIGABYTE:.1f} GB)" for saving, option in best)
 
 
 def _leaner(run: CPPOConfig) -> dict[str, dict[str, Any]]:
-    """Options that ask for less, and what each changes; only what is not at its least already."""
+    """Options that ask for less, and what each changes; one that is at its least already saves nothing."""
     rows, pixels, new = run.prompts_per_step * run.group_size, run.max_pixels or MAX_PIXELS, run.max_new_tokens
     sampled, micro = min(rows, run.rollout_batch_size), min(rows, run.micro_batch_size)
     less = {"micro_batch_size": (micro, 1), "rollout_batch_size": (sampled, sampled // 2), "max_new_tokens": (new, new // 2)}
-    changes = {f"--{name} {few} in place of {many}": {name: few} for name, (many, few) in less.items() if many > 1}
-    changes[f"--max_pixels {pixels // 2}"] = {"max_pixels": pixels // 2}
-    if not run.activation_checkpointing:
-        changes["--activation_checkpointing"] = {"activation_checkpointing": True}
-    return changes
+    return {
+        **{f"--{name} {few} in place of {many}": {name: few} for name, (many, few) in less.items() if many > 1},
+        f"--max_pixels {pixels // 2}": {"max_pixels": pixels // 2},
+        "--activation_checkpointing": {"activation_checkpointing": True},
+    }

@@ -100,8 +100,8 @@ class Policy:
             )
 
     def positions(self, inputs: dict[str, Tensor]) -> Int[Tensor, "*axes P W"]:
-        """The positions of the prompts' tokens; padding moves no token. Qwen's M-RoPE has three axes."""
-        if self.family.positions_from == "grid":
+        """The positions of the prompts' tokens; padding moves no token. Image grids: by the model, on three axes (M-RoPE)."""
+        if "image_grid_thw" in inputs:
             images = {"image_grid_thw": inputs["image_grid_thw"], "attention_mask": inputs["attention_mask"]}
             return self.vlm.model.get_rope_index(inputs["input_ids"], inputs["mm_token_type_ids"], **images)[0]
         return (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)

@@ -8,44 +8,31 @@ not find those of Idefics3 and SmolVLM2 by itself.
 
 from typing import Any
 
-from transformers import AutoProcessor, AutoTokenizer
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
-from transformers.models.internvl.processing_internvl import InternVLProcessor
-from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
-from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
-from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-from transformers.processing_utils import ProcessorMixin
+import transformers
 
 from cppo_ref.vlm.families import image_size
+
+_IMAGES_ONLY: dict[str, tuple[Any, Any]] = {
+    "internvl": (transformers.InternVLProcessor, transformers.GotOcr2ImageProcessorPil),
+    "qwen2_vl": (transformers.Qwen2VLProcessor, transformers.Qwen2VLImageProcessorPil),
+    "qwen2_5_vl": (transformers.Qwen2_5_VLProcessor, transformers.Qwen2VLImageProcessorPil),
+    "qwen3_vl": (transformers.Qwen3VLProcessor, transformers.Qwen2VLImageProcessorPil),
+    "qwen3_5": (transformers.Qwen3VLProcessor, transformers.Qwen2VLImageProcessorPil),
+    "idefics3": (transformers.Idefics3Processor, transformers.Idefics3ImageProcessorPil),
+    "smolvlm": (transformers.Idefics3Processor, transformers.SmolVLMImageProcessorPil),
+}
 
 
 def load_processor(path: str, config: Any) -> Any:
     """The processor of the model at `path`, whose transformers config is `config`; raises what transformers does."""
     if config.model_type not in _IMAGES_ONLY:
-        return AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    processor, image_processor = _IMAGES_ONLY[config.model_type]
-    name = {"Idefics3Processor": "image_seq_len", "InternVLProcessor": "image_seq_length"}.get(processor.__name__)
+        return transformers.AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    stock, image_processor = _IMAGES_ONLY[config.model_type]
+    # no video part; a saved processor tells its class's name to those who load it, so it keeps that of `stock`
+    parts = classmethod(lambda cls: ["image_processor", "tokenizer"])
+    processor: Any = type(stock.__name__, (stock,), {"get_attributes": parts})
+    name = {"Idefics3Processor": "image_seq_len", "InternVLProcessor": "image_seq_length"}.get(stock.__name__)
     options = {name: image_size(config)[1]} if name else {}
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    template = processor.get_processor_dict(path)[0].get("chat_template") or tokenizer.chat_template
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    template = stock.get_processor_dict(path)[0].get("chat_template") or tokenizer.chat_template
     return processor(image_processor.from_pretrained(path), tokenizer, chat_template=template, **options)
-
-
-def _without_video(stock: type[ProcessorMixin]) -> Any:
-    """`stock` without its video part, and under its name, which a saved processor tells to those who load it."""
-    return type(stock.__name__, (stock,), {"get_attributes": classmethod(lambda cls: ["image_processor", "tokenizer"])})
-
-
-_IMAGES_ONLY: dict[str, tuple[Any, Any]] = {
-    "internvl": (_without_video(InternVLProcessor), GotOcr2ImageProcessorPil),
-    "qwen2_vl": (_without_video(Qwen2VLProcessor), Qwen2VLImageProcessorPil),
-    "qwen2_5_vl": (_without_video(Qwen2_5_VLProcessor), Qwen2VLImageProcessorPil),
-    "qwen3_vl": (_without_video(Qwen3VLProcessor), Qwen2VLImageProcessorPil),
-    "qwen3_5": (_without_video(Qwen3VLProcessor), Qwen2VLImageProcessorPil),
-    "idefics3": (Idefics3Processor, Idefics3ImageProcessorPil),
-    "smolvlm": (Idefics3Processor, SmolVLMImageProcessorPil),
-}

@@ -36,7 +36,7 @@ class Prompts:
             raise InputError(f"prompt {late} is padded on the right, expected padding on the left: set padding_side='left'")
 
     def __len__(self) -> int:
-        return len(self.encoded["input_ids"] if self.index is None else self.index)
+        return len(self._index)
 
     @property
     def inputs(self) -> dict[str, Tensor]:
