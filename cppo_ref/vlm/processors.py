@@ -2,13 +2,15 @@
 
 transformers builds a video processor for InternVL, Qwen-VL and SmolVLM2 even if only images are read; it needs torchvision, for
 SmolVLM2 num2words as well. The image processors have a PIL version, which gives the same pixels to rounding. It is taken
-whether torchvision is installed or not, so that what is tested is what runs; it is named here because transformers 5.15 does
-not find those of Idefics3 and SmolVLM2 by itself.
+whether torchvision is installed or not, so that what is tested is what runs. Those of Idefics3 and SmolVLM2 are imported from
+their modules, because transformers 5.15 does not find them otherwise.
 """
 
 from typing import Any
 
 import transformers
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from cppo_ref.vlm.families import image_size
 
@@ -18,8 +20,8 @@ _IMAGES_ONLY: dict[str, tuple[Any, Any]] = {
     "qwen2_5_vl": (transformers.Qwen2_5_VLProcessor, transformers.Qwen2VLImageProcessorPil),
     "qwen3_vl": (transformers.Qwen3VLProcessor, transformers.Qwen2VLImageProcessorPil),
     "qwen3_5": (transformers.Qwen3VLProcessor, transformers.Qwen2VLImageProcessorPil),
-    "idefics3": (transformers.Idefics3Processor, transformers.Idefics3ImageProcessorPil),
-    "smolvlm": (transformers.Idefics3Processor, transformers.SmolVLMImageProcessorPil),
+    "idefics3": (transformers.Idefics3Processor, Idefics3ImageProcessorPil),
+    "smolvlm": (transformers.Idefics3Processor, SmolVLMImageProcessorPil),
 }
 
 
