@@ -83,12 +83,12 @@ def _probe_logprobs(policy: Policy, probe: Rollouts) -> Float[Tensor, "N V"]:
 @torch.no_grad()
 def merged_model(policy: Policy) -> Any:
     """The bare model whose weights are what `policy` computes with, in its dtype; made in place, so `policy` is used up."""
-    model = policy.vlm
-    unpack_4bit(model, policy.dtype)
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
-        base, (adapter,) = layer.get_base_layer(), layer.active_adapters
-        base.weight += layer.get_delta_weight(adapter)  # type: ignore[operator]  # summed in float32, then rounded
-        model.set_submodule(name, base)
+    unpack_4bit(policy.vlm, policy.dtype)
+    for layer in policy.vlm.modules():
+        if isinstance(layer, LoraLayer):
+            (adapter,) = layer.active_adapters
+            layer.get_base_layer().weight += layer.get_delta_weight(adapter)  # type: ignore[operator]  # rounded once
+    model = policy.model.unload()
     model.hf_quantizer, model._hf_peft_config_loaded = None, False  # else it is saved as a 4-bit model
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -83,9 +83,7 @@ def encode_prompts(
     groups = [[group] if isinstance(group, Image.Image) else list(group or []) for group in images]
     if not all(groups):
         raise InputError(f"row {groups.index([])} has no image, expected one or more: give it one, or leave the row out")
-    pixels: list[Any] = [[fit_pixels(to_rgb(image), max_pixels) for image in group] for group in groups]
-    if family.pixels_per != "prompt":
-        pixels = [image for group in pixels for image in group]
+    pixels = [[fit_pixels(to_rgb(image), max_pixels) for image in group] for group in groups]
     texts = []
     for group, question in zip(groups, questions, strict=True):
         content = [*({"type": "image"} for _ in group), {"type": "text", "text": question}]
