@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import bitsandbytes as bnb
 import numpy as np
@@ -324,6 +325,16 @@ def test_every_end_that_a_checkpoint_names_ends_a_completion(policy, rows, tmp_p
 def test_without_an_end_of_its_own_a_checkpoint_ends_as_its_tokenizer_says(policy, tmp_path):
     endless = load_policy(with_generation_config(tmp_path / "model", eos_token_id=None), lora=None)
     assert endless.eos_ids == [policy.tokenizer.eos_token_id]
+
+
+def test_a_model_without_any_end_is_refused(tmp_path):
+    folder = Path(with_generation_config(tmp_path / "model", eos_token_id=None))
+    named = folder / "tokenizer_config.json"
+    named.write_text(json.dumps({name: value for name, value in json.loads(named.read_text()).items() if name != "eos_token"}))
+    with pytest.raises(
+        InputError, match=r"^model '.*model' names no token that ends a completion: give its tokenizer an eos_tok"
+    ):
+        load_policy(str(folder))
 
 
 def test_sampling_leaves_no_token_out(tmp_path, rows):

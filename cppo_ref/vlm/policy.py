@@ -237,4 +237,6 @@ def _plain_generation(model: Any, processor: Any) -> None:
     """Drop a checkpoint's sampling habits (top-k 50, repetition penalty…): rollouts must be samples of the policy itself."""
     shipped = model.generation_config
     eos = shipped.eos_token_id if shipped.eos_token_id is not None else processor.tokenizer.eos_token_id
+    if eos is None:
+        raise InputError(f"model {model.name_or_path!r} names no token that ends a completion: give its tokenizer an eos_token")
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=processor.tokenizer.pad_token_id)
