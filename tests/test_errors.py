@@ -158,7 +158,7 @@ ERRORS = {
     ),
     "unknown model": (
         f"{TRAIN} --model nowhere/nothing",
-        ["model 'nowhere/nothing' not found (We couldn't connect to", '): give "tiny", a model folder or a Hub name'],
+        ["model 'nowhere/nothing' not found here, and the Hub was not reached: give \"tiny\", a model folder or a Hub name"],
     ),
     "model of another family": (
         f"{TRAIN} --model other-model",

@@ -89,8 +89,8 @@ def reading(name: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             raise InputError(f"model {name!r} brings code of its own, which is never run: take another model") from error
         if isinstance(error, OSError) and not Path(model_path(name)).is_dir():
-            reason = f"{first_line(error):.200}".rstrip(".")  # no such name, or no way to the Hub
-            raise InputError(f'model {name!r} not found ({reason}): give "tiny", a model folder or a Hub name') from error
+            where = "here, and the Hub was not reached" if "couldn't connect" in str(error) else "here or on the Hub"
+            raise InputError(f'model {name!r} not found {where}: give "tiny", a model folder or a Hub name') from error
         raise InputError(f"model {name!r} could not be loaded ({first_line(error):.200}): give a whole model") from error
 
 
